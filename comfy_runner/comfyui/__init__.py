@@ -1,0 +1,1 @@
+"""ComfyUI itself: installed, started as a child, talked to."""

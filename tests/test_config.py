@@ -1,0 +1,93 @@
+"""Settings from the environment."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from comfy_runner.config import Config
+from comfy_runner.errors import InvalidInput
+
+PREFIX = "COMFY_RUNNER_"
+
+
+def test_without_variables_every_setting_has_its_default() -> None:
+    assert Config.from_environment({"PATH": "/bin", "HOME": "/root"}) == Config()
+
+
+def test_empty_variables_count_as_unset() -> None:
+    empty = {f"{PREFIX}{field.name.upper()}": "" for field in fields(Config)}
+    assert Config.from_environment(empty) == Config()
+
+
+def test_every_setting_is_read() -> None:
+    given = {
+        "HOME": "/a/home",
+        "COMFYUI": "/a/comfyui",
+        "MODELS": "/a/models",
+        "MANIFEST": "/a/manifest.json",
+        "CUSTOM_NODES": "/a/nodes",
+        "DEVICE": "cpu",
+        "COMFYUI_ARGS": "--lowvram  --preview-size 256",
+        "BOOT_TIMEOUT": "1.5",
+        "RUN_TIMEOUT": "2",
+        "STALL_TIMEOUT": "3e1",
+        "MAX_INPUT_BYTES": "1000",
+    }
+    config = Config.from_environment({PREFIX + name: value for name, value in given.items()})
+    assert config == Config(
+        home=Path("/a/home"),
+        comfyui=Path("/a/comfyui"),
+        models=Path("/a/models"),
+        manifest=Path("/a/manifest.json"),
+        custom_nodes=Path("/a/nodes"),
+        device="cpu",
+        comfyui_args=("--lowvram", "--preview-size", "256"),
+        boot_timeout=1.5,
+        run_timeout=2.0,
+        stall_timeout=30.0,
+        max_input_bytes=1000,
+    )
+
+
+def test_what_stands_below_home_follows_it() -> None:
+    config = Config.from_environment({f"{PREFIX}HOME": "/a/home"})
+    assert config.comfyui == Path("/a/home/ComfyUI")
+    assert config.models == Path("/a/home/models")
+    assert config.cache == Path("/a/home/cache")
+    assert config.runs == Path("/a/home/runs")
+    assert config.manifest == Config().manifest
+
+
+def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/fox")
+    config = Config.from_environment({f"{PREFIX}HOME": "here", f"{PREFIX}MODELS": "~/models"})
+    assert config.home == tmp_path / "here"
+    assert config.models == Path("/home/fox/models")
+
+
+def test_the_process_s_own_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}DEVICE", "cuda")
+    assert Config.from_environment().device == "cuda"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon", "1,5", "1e999"])
+@pytest.mark.parametrize(
+    "name", ["BOOT_TIMEOUT", "RUN_TIMEOUT", "STALL_TIMEOUT", "MAX_INPUT_BYTES"]
+)
+def test_a_number_that_is_none_is_refused(name: str, value: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        Config.from_environment({PREFIX + name: value})
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.input) == ("bad_setting", PREFIX + name)
+    assert repr(value) in problem.what
+
+
+def test_every_setting_that_does_not_fit_is_told() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        Config.from_environment({f"{PREFIX}DEVICE": "tpu", f"{PREFIX}RUN_TIMEOUT": "x"})
+    assert {problem.input for problem in caught.value.problems} == {
+        f"{PREFIX}DEVICE",
+        f"{PREFIX}RUN_TIMEOUT",
+    }
