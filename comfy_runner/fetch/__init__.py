@@ -1,0 +1,1 @@
+"""Bytes from a URL to a verified file."""

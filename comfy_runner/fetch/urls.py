@@ -1,0 +1,75 @@
+"""What a URL may show and what its file is called: nothing here opens one."""
+
+import re
+from collections.abc import Mapping
+from typing import NoReturn
+from urllib.parse import urlsplit, urlunsplit
+
+from comfy_runner.errors import InvalidInput, Problem
+
+# The standard library's table differs from machine to machine.
+EXTENSIONS: Mapping[str, str] = {
+    "image/png": ".png",
+    "image/jpeg": ".jpg",
+    "image/webp": ".webp",
+    "image/gif": ".gif",
+    "image/bmp": ".bmp",
+    "image/tiff": ".tiff",
+    "image/avif": ".avif",
+    "video/mp4": ".mp4",
+    "video/webm": ".webm",
+    "video/quicktime": ".mov",
+    "video/x-matroska": ".mkv",
+    "audio/mpeg": ".mp3",
+    "audio/mp4": ".m4a",
+    "audio/wav": ".wav",
+    "audio/x-wav": ".wav",
+    "audio/flac": ".flac",
+    "audio/ogg": ".ogg",
+    "model/gltf-binary": ".glb",
+    "application/json": ".json",
+    "text/plain": ".txt",
+}
+
+
+def scheme(url: str) -> str:
+    """The URL's scheme in small letters; empty for a relative one."""
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", url)
+    return found[1].lower() if found else ""
+
+
+def redacted(url: str) -> str:
+    """The URL as it may be shown: without user, password, query, fragment and `data:` payload."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return "an unreadable address"
+    if parts.scheme == "data":
+        shown = f"data:{re.split('[;,]', parts.path, maxsplit=1)[0]}"
+    else:
+        place = f"[{host}]" if ":" in host else host
+        place += f":{port}" if port else ""
+        shown = urlunsplit((parts.scheme, place, parts.path, "", ""))
+    shown = "".join(letter if letter.isprintable() else "?" for letter in shown)
+    return shown if len(shown) <= 300 else f"{shown[:297]}..."  # noqa: PLR2004
+
+
+def clean_name(name: str) -> str:
+    """A file name that is safe as one part of a path: at most 100 of `A-Za-z0-9._ -`.
+
+    Folders are cut off, other characters become `_`, the extension is kept; `file` when nothing
+    is left.
+    """
+    last = re.split(r"[/\\]", name)[-1]
+    last = re.sub(r"[^A-Za-z0-9._ -]", "_", last).lstrip(". ").rstrip(". ")
+    stem, dot, extension = last.rpartition(".")
+    if not dot or not extension or len(extension) > 15:  # noqa: PLR2004
+        stem, extension = last, ""
+    ending = f".{extension}" if extension else ""
+    return f"{(stem or 'file')[: 100 - len(ending)].rstrip()}{ending}"
+
+
+def bad_url(url: str, why: str) -> NoReturn:
+    """Raises: `InvalidInput` with the code `bad_url`."""
+    raise InvalidInput([Problem("bad_url", f"{redacted(url)!r} cannot be fetched: {why}")])

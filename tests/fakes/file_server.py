@@ -1,0 +1,140 @@
+"""A small real HTTP server for tests, which misbehaves exactly as each file it serves says."""
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Served:
+    """One path of the server and how it is answered."""
+
+    body: bytes = b""
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    length: bool = True
+    """Whether Content-Length is sent; without it the end of the connection ends the body."""
+    chunked: bool = False
+    ranges: bool = False
+    """Whether Range is honoured, and Accept-Ranges sent."""
+    etag: str = ""
+    cuts: list[int] = field(default_factory=list)
+    """Bytes after which each request's connection is closed, one request after the other."""
+    always_cut: int | None = None
+    """The same for all further requests."""
+    failures: list["Served"] = field(default_factory=list)
+    """Answers to the first requests."""
+    changes_to: bytes | None = None
+    """Body after the first request; its ETag is then another."""
+    hold_after: int | None = None
+    """Bytes after which nothing more is sent until `release`."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request that came in."""
+
+    path: str
+    headers: Mapping[str, str]
+
+
+class FileServer:
+    """Serves `files` at `url` on 127.0.0.1; what was asked stands in `asked`."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, Served] = {}
+        self.asked: list[Asked] = []
+        self.holding = threading.Event()
+        """Set once a request is held."""
+        self.release = threading.Event()
+        """Set it to let held requests go on."""
+        handler = type("Handler", (_Handler,), {"files": self})
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.http.daemon_threads = True
+        self.port = self.http.server_address[1]
+
+    def url(self, path: str, host: str = "127.0.0.1") -> str:
+        return f"http://{host}:{self.port}/{path}"
+
+    def serve(self, path: str, body: bytes = b"", **how: Any) -> str:
+        """Answer the path so. Returns its URL."""
+        self.files[path] = Served(body, **how)
+        return self.url(path)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    files: FileServer
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0].lstrip("/")
+        self.files.asked.append(Asked(self.path.lstrip("/"), dict(self.headers.items())))
+        served = self.files.files.get(path, Served(b"none", status=404))
+        self.close_connection = True
+        # Some tests want the client to go away.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.answer(served.failures.pop(0) if served.failures else served)
+
+    def answer(self, served: Served) -> None:
+        body, status = served.body, served.status
+        kind = {"Content-Type": "application/octet-stream", "Connection": "close"}
+        headers = {**kind, **served.headers}
+        if served.etag:
+            headers["ETag"] = served.etag
+        if served.ranges:
+            headers["Accept-Ranges"] = "bytes"
+            asked = self.headers.get("Range", "")
+            if asked and self.headers.get("If-Range") in (None, served.etag):
+                start = int(asked.removeprefix("bytes=").removesuffix("-"))
+                headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+                body, status = body[start:], 206
+        if served.chunked:
+            headers["Transfer-Encoding"] = "chunked"
+        elif served.length:
+            headers.setdefault("Content-Length", str(len(body)))
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        stop = served.cuts.pop(0) if served.cuts else served.always_cut
+        if served.changes_to is not None:
+            served.body, served.changes_to, served.etag = served.changes_to, None, '"changed"'
+        self.send(served, body if stop is None else body[:stop], whole=stop is None)
+
+    def send(self, served: Served, body: bytes, *, whole: bool) -> None:
+        if served.hold_after is not None:
+            self.wfile.write(body[: served.hold_after])
+            self.wfile.flush()
+            self.files.holding.set()
+            self.files.release.wait(30)
+            body = body[served.hold_after :]
+        if not served.chunked:
+            self.wfile.write(body)
+            return
+        for start in range(0, len(body), 1000):
+            piece = body[start : start + 1000]
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        if whole:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    protocol_version = "HTTP/1.1"
+
+
+@contextmanager
+def running() -> Iterator[FileServer]:
+    """A server that listens until the end of the block."""
+    server = FileServer()
+    thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.release.set()
+        server.http.shutdown()
+        server.http.server_close()
+        thread.join(10)
