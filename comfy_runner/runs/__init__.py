@@ -1,0 +1,1 @@
+"""One run: planned, followed, its files in and its results out."""

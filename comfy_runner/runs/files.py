@@ -1,0 +1,343 @@
+"""The files that come with a request: unpacked, fetched, and laid into ComfyUI's input folder."""
+
+import errno
+import gzip
+import hashlib
+import io
+import logging
+import lzma
+import os
+import re
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from threading import Event
+from typing import IO
+
+from comfy_runner.errors import InvalidInput, MachineError, Problem
+from comfy_runner.fetch.download import Patience, fetch
+from comfy_runner.fetch.urls import clean_name
+from comfy_runner.graph.check import shown
+from comfy_runner.runs.plan import FileNeed
+
+log = logging.getLogger(__name__)
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+
+MAX_ARCHIVE_FILES = 2000
+"""Most files that one archive may hold."""
+
+MAX_TAR_HEADERS = 16 * 1024**2
+"""Most bytes that a tar may hold besides its files: names, folders, links, padding."""
+
+MAX_NAME_BYTES = 200
+"""Longest file name; file systems end at 255, and a name made from it is somewhat longer."""
+
+BROKEN_ARCHIVE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,  # encrypted, or compressed in a way that Python does not know
+    ValueError,  # a name that no file can have
+)
+"""What Python 3.12 raises for archives that are broken in one way or another."""
+
+ARCHIVE_FAULTS = frozenset(
+    {None, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOTDIR}
+)
+"""Errors of the system that an archive brings about; others, such as a full disk, are ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenFile:
+    """A file that came with the request."""
+
+    path: Path
+    name: str
+    """Its name as the caller knows it, without a folder."""
+    alias: str = ""
+    """Another name that a workflow may use for it, such as `input.png`."""
+
+
+class InputFolder:
+    """ComfyUI's input folder, filled for one run and emptied after it."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        """`max_bytes` is the most that one file, or one archive unpacked, may have."""
+        self._folder = folder
+        self._max_bytes = max_bytes
+
+    def clear(self) -> None:
+        """Take everything out again."""
+        empty(self._folder)
+
+    def lay(self, given: Sequence[GivenFile]) -> dict[str, Path]:
+        """Put the given files into the folder, archives unpacked with their tree.
+
+        Returns name or path in the folder to the file; a file with an alias is there twice.
+
+        Raises: `InvalidInput` for two files of one name and for an archive that is broken, too
+        big, or holds a path that leads out of it; `MachineError` when the disk takes no file.
+        What was laid until then stays until `clear`.
+        """
+        laid: dict[str, Path] = {}
+        with _storing():
+            for file in given:
+                if file.name.lower().endswith(ARCHIVES):
+                    laid.update(self._unpack(file))
+                    continue
+                for name in dict.fromkeys(filter(None, (safe_name(file.name), file.alias))):
+                    laid[name] = self._free(name)
+                    shutil.copyfile(file.path, laid[name])  # no link: a node may write to its input
+        return laid
+
+    def stage(
+        self,
+        needs: Sequence[FileNeed],
+        laid: Mapping[str, Path],
+        cancelled: Event,
+    ) -> dict[tuple[str, str], str]:
+        """Fetch what is given by URL and give each needed file a name made from its content.
+
+        So two files of one name never meet, and ComfyUI keeps cached what depends on a file only
+        while the file stays the same. Returns (node id, input) to the name to write there.
+
+        Raises: `DownloadFailed`, `Cancelled`, `InvalidInput` for a file that is too big or a URL
+        that cannot be used, and `MachineError` when the disk takes no file.
+        """
+        fetched: dict[str, Path] = {}
+        staged: dict[tuple[str, str], str] = {}
+        with _storing():
+            for need in needs:
+                if not need.is_url:
+                    file = laid[need.source]
+                elif need.source in fetched:
+                    file = fetched[need.source]
+                else:
+                    file = self._fetch(need, cancelled)
+                    fetched[need.source] = file
+                staged[need.node_id, need.input] = self._by_content(file, need.subfolder)
+        return staged
+
+    def _fetch(self, need: FileNeed, cancelled: Event) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix=".fetched-", dir=self._folder))
+        part = folder / "part"
+        try:
+            result = fetch(
+                need.source,
+                part,
+                max_bytes=self._max_bytes,
+                expect="media",
+                cancelled=cancelled,
+                patience=Patience(retries=2),  # somebody waits for the answer
+            )
+        except InvalidInput as err:
+            raise InvalidInput(
+                replace(problem, node_id=need.node_id, input=need.input) for problem in err.problems
+            ) from err
+        return part.rename(folder / safe_name(result.name))
+
+    def _by_content(self, file: Path, subfolder: str) -> str:
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+        # Brackets would do harm: ComfyUI reads `x.png [output]` as a file of another folder.
+        name = clean_name(f"{file.stem[:60]}-{digest}{file.suffix.lower()}")
+        target = self._folder / subfolder / name
+        if not target.exists():
+            if subfolder and target.parent.is_file():
+                raise _bad_file(
+                    "same_name", subfolder, "This name belongs to a folder.", "Rename the file."
+                )
+            target.parent.mkdir(exist_ok=True)
+            link_or_copy(file, target)
+        return str(PurePosixPath(subfolder, name))
+
+    def _free(self, path: str) -> Path:
+        """The place in the folder for a file of the request; nothing stands there yet."""
+        target = self._folder / path
+        if target.exists():
+            raise _bad_file(
+                "same_name",
+                path,
+                "Two of the files have this name.",
+                "Rename one of them, or put them into folders of one zip.",
+            )
+        return target
+
+    def _unpack(self, file: GivenFile) -> dict[str, Path]:
+        unpack = self._unpack_zip if file.name.lower().endswith(".zip") else self._unpack_tar
+        try:
+            return dict(unpack(file))
+        except OSError as err:
+            if err.errno not in ARCHIVE_FAULTS:
+                raise
+            raise _bad_archive(file.name, err) from err
+        except BROKEN_ARCHIVE as err:
+            raise _bad_archive(file.name, err) from err
+
+    def _unpack_zip(self, file: GivenFile) -> Iterator[tuple[str, Path]]:
+        with zipfile.ZipFile(file.path) as archive:
+            members = [
+                member
+                for member in archive.infolist()
+                if not member.is_dir() and not stat.S_ISLNK(member.external_attr >> 16)
+            ]
+            self._check_size(file.name, [member.file_size for member in members])
+            for member in members:
+                path = _inside(member.filename, file.name)
+                with archive.open(member) as source:
+                    yield path, self._write(source, path)
+
+    def _unpack_tar(self, file: GivenFile) -> Iterator[tuple[str, Path]]:
+        sizes: list[int] = []
+        with file.path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            metered = _Metered(gzip.GzipFile(fileobj=raw) if packed else raw)
+            with tarfile.open(fileobj=metered, mode="r|") as tar:
+                for member in tar:
+                    source = tar.extractfile(member) if member.isfile() else None
+                    if source is None:
+                        continue  # links and devices have no business among input files
+                    sizes.append(member.size)
+                    self._check_size(file.name, sizes)
+                    path = _inside(member.name, file.name)
+                    metered.allowed += member.size
+                    yield path, self._write(source, path)
+
+    def _write(self, source: IO[bytes], path: str) -> Path:
+        """A plain file with the member's content: no mode, owner or link of an archive counts.
+
+        Python reads no more of a member than the size that was told for it and checked.
+        """
+        target = self._free(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as sink:
+            shutil.copyfileobj(source, sink)
+        return target
+
+    def _check_size(self, name: str, sizes: Sequence[int]) -> None:
+        if len(sizes) > MAX_ARCHIVE_FILES or sum(sizes) > self._max_bytes:
+            raise _bad_file(
+                "archive_too_big",
+                name,
+                f"The archive holds {len(sizes)} files of {sum(sizes) / 1e6:.0f} MB together; at"
+                f" most {MAX_ARCHIVE_FILES} files of {self._max_bytes / 1e6:.0f} MB are taken.",
+            )
+
+
+def empty(folder: Path) -> None:
+    """Take everything out of a folder; one that is not there is empty already."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+class _Metered(io.BufferedIOBase):
+    """A tar's bytes, as far as they are allowed: a small file may unpack to headers without end."""
+
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile) -> None:
+        self.allowed = MAX_TAR_HEADERS
+        self._stream = stream
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Raises: `tarfile.ReadError` beyond what is allowed."""
+        chunk = self._stream.read(-1 if size is None else size)
+        self.allowed -= len(chunk)
+        if self.allowed < 0:
+            raise tarfile.ReadError("it holds more besides its files than any archive needs")
+        return chunk
+
+
+@contextmanager
+def _storing() -> Iterator[None]:
+    """Raise a `MachineError` for a disk that takes no file."""
+    try:
+        yield
+    except OSError as err:
+        raise MachineError(
+            f"The files of the request cannot be stored: {err.strerror or err}."
+            " Free some space on the disk, or send the request again."
+        ) from err
+
+
+def numbered(files: Sequence[GivenFile]) -> tuple[GivenFile, ...]:
+    """The files under different safe names: the second `a.png` is `a-2.png`, and so on.
+
+    An alias that is a file's own name is dropped.
+    """
+    named: dict[str, GivenFile] = {}
+    for file in files:
+        first = PurePosixPath(safe_name(file.name))
+        name, number = first.name, 1
+        while name in named:
+            number += 1
+            name = f"{first.stem}-{number}{first.suffix}"
+        if number > 1:
+            log.info("Another file is called %s, too: this one is known as %s.", first.name, name)
+        named[name] = replace(file, name=name)
+    return tuple(
+        replace(file, alias="") if file.alias in named else file for file in named.values()
+    )
+
+
+def safe_name(name: str) -> str:
+    """A file name without folders, control characters or a leading dot; never empty.
+
+    It has at most `MAX_NAME_BYTES` bytes; a longer one is cut before its ending.
+    """
+    last = re.split(r"[/\\]", name)[-1]
+    last = _encodable(re.sub(r"[\x00-\x1f\x7f]", "", last).lstrip(". ")) or "file"
+    suffix = PurePosixPath(last).suffix
+    if len(suffix.encode()) > MAX_NAME_BYTES // 2:
+        suffix = ""
+    stem = last.removesuffix(suffix).encode()[: MAX_NAME_BYTES - len(suffix.encode())]
+    return f"{stem.decode(errors='ignore')}{suffix}"
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, or a copy where that cannot be.
+
+    Never a symbolic link: ComfyUI 0.30 refuses one that leads out of its folders.
+    """
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _encodable(text: str) -> str:
+    """The text with `?` for what was no UTF-8 on disk or in an archive, so it can be printed."""
+    return text.encode(errors="replace").decode()
+
+
+def _inside(member: str, archive: str) -> str:
+    """The member's path, once it is sure to lead nowhere but into the folder."""
+    path = PurePosixPath(_encodable(member).replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise _bad_file(
+            "bad_archive", archive, f"Its member {shown(member)} leads out of the input folder."
+        )
+    return str(path)
+
+
+def _bad_archive(name: str, err: Exception) -> InvalidInput:
+    told = err.strerror if isinstance(err, OSError) else None  # not where the folder is
+    # Some of Python's messages hold the names of members, which may be long.
+    reason = (told or str(err))[:200].rstrip(".") or "it ends too early"
+    return _bad_file("bad_archive", name, f"The archive cannot be unpacked: {reason}.")
+
+
+def _bad_file(code: str, name: str, what: str, hint: str = "") -> InvalidInput:
+    return InvalidInput([Problem(code, what, hint, input=f"file {name}")])

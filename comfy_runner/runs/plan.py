@@ -1,0 +1,296 @@
+"""Everything that one run will do, worked out before anything is fetched or started."""
+
+import functools
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_runner.errors import CallerError, InvalidInput, InvalidWorkflow, Problem, UnknownModel
+from comfy_runner.fetch.urls import redacted
+from comfy_runner.graph import inputs
+from comfy_runner.graph.check import check, needed, output_nodes, shown
+from comfy_runner.graph.inputs import Binding
+from comfy_runner.graph.nodes import InputSpec, ModelFolder, NodeCatalog, did_you_mean
+from comfy_runner.graph.workflow import Node, Workflow, parse
+from comfy_runner.weights.manifest import (
+    Found,
+    Listing,
+    Manifest,
+    Missing,
+    OnDisk,
+    Reference,
+    vae_approx_names,
+)
+from comfy_runner.weights.weight import Weight
+
+RUN_MARK = "comfy_runner_run"
+"""Unknown input that makes an output node run again: ComfyUI 0.30 counts it in its cache key."""
+
+SHOWN_FILES = 12
+"""How many of the given files an error lists before it only counts them."""
+
+LONGEST_NAME = 300
+"""Characters from which on a value is no file's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileNeed:
+    """An input that takes a file, and where that file comes from."""
+
+    node_id: str
+    input: str
+    source: str
+    """The name of a given file, an http(s) URL or a data URI."""
+    is_url: bool
+    subfolder: str
+    """Where in ComfyUI's input folder it belongs."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The need as a JSON object; a URL without its secrets, a data URI without content."""
+        source = redacted(self.source) if self.is_url else self.source
+        return {"node_id": self.node_id, "input": self.input, "source": source}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that will happen in one run."""
+
+    workflow: Workflow
+    """The nodes that will run, with the request's values; files are not in place yet."""
+    outputs: tuple[str, ...]
+    """Ids of the nodes whose results come back."""
+    weights: tuple[Weight, ...]
+    """Weights to fetch first."""
+    present: tuple[str, ...]
+    """Models that are on disk already, as `folder/name`."""
+    files: tuple[FileNeed, ...]
+    bindings: tuple[Binding, ...]
+    seeds: Mapping[str, int]
+    """Address of each seed to its value."""
+    notes: tuple[str, ...]
+    """What was changed in the graph besides the request's values, one sentence each."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as a JSON object for programs."""
+        return {
+            "nodes": len(self.workflow.nodes),
+            "outputs": [
+                {"node_id": node_id, "title": self.workflow.nodes[node_id].label}
+                for node_id in self.outputs
+            ],
+            "bindings": [
+                {"address": b.address, "node_id": b.node_id, "input": b.input}
+                for b in self.bindings
+            ],
+            "files": [need.as_json() for need in self.files],
+            "fetch": [
+                {"folder": w.folders[0], "name": w.name, "size": w.size} for w in self.weights
+            ],
+            "present": list(self.present),
+            "seeds": dict(self.seeds),
+            "notes": list(self.notes),
+        }
+
+    def to_submit(
+        self, run_id: str, staged: Mapping[tuple[str, str], str], *, all_again: bool = False
+    ) -> Workflow:
+        """The graph to post: files under their staged names, output nodes marked for this run.
+
+        The mark makes a node run again whatever is cached; with `all_again` every node has one.
+        `staged` is (node id, input) to the name in ComfyUI's input folder, for all of `files`.
+        """
+        workflow = self.workflow
+        for (node_id, name), value in staged.items():
+            workflow = workflow.replace_inputs(node_id, {name: value})
+        for node_id in self.workflow.nodes if all_again else self.outputs:
+            workflow = workflow.replace_inputs(node_id, {RUN_MARK: run_id})
+        return workflow
+
+
+def prepare(
+    document: str | bytes | Mapping[str, Any],
+    *,
+    catalog: NodeCatalog,
+    manifest: Manifest,
+    on_disk: Callable[[str, ModelFolder | None], Collection[str]],
+    values: Mapping[str, Any] | None = None,
+    files: Collection[str] = (),
+    seed: int | None = None,
+) -> Plan:
+    """Work out a run from a document and a request; nothing is fetched, written or started.
+
+    `on_disk` lists a model folder (`WeightStore.listing`), `values` is address to value (see
+    `inputs.bind`), `files` the names of the files that come with the request. With a `seed`, every
+    seed that the request does not set is made from it.
+
+    Raises: `CallerError` with every problem found. It is `InvalidInput` when the fault is in the
+    request's values alone, `UnknownModel` when it is in models alone, else `InvalidWorkflow`.
+    """
+
+    @functools.cache
+    def listing(folder: str) -> Collection[str]:
+        return on_disk(folder, catalog.model_folder(folder))
+
+    bound = inputs.bind(parse(document), values or {}, catalog)
+    workflow, bad_values = bound.workflow, list(bound.problems)
+    if seed is not None:
+        keep = {(binding.node_id, binding.input) for binding in bound.bindings}
+        try:
+            workflow = inputs.reseed(workflow, seed, catalog, keep)
+        except InvalidInput as err:
+            bad_values += err.problems
+    for binding in bound.bindings:
+        if binding.takes_file:  # in place of a link, too, whose nodes are needed no more then
+            value = str(binding.value)
+            workflow = workflow.replace_inputs(binding.node_id, {binding.input: value})
+    workflow = workflow.only(needed(workflow, catalog))
+    bad_graph = check(workflow, catalog)
+    models = _Models(workflow, catalog, manifest, listing)
+    needs, bad_files = _file_needs(workflow, catalog, files)
+    _raise_all(bad_values, bad_graph, models.problems, bad_files)
+    return Plan(
+        workflow=models.workflow,
+        outputs=output_nodes(workflow, catalog),
+        weights=tuple(models.missing),
+        present=tuple(models.present),
+        files=tuple(needs),
+        bindings=bound.bindings,
+        seeds={
+            f"{node_id}.{name}": value
+            for (node_id, name), value in inputs.seeds(workflow, catalog).items()
+        },
+        notes=tuple(models.notes),
+    )
+
+
+def _raise_all(
+    bad_values: Collection[Problem],
+    bad_graph: Collection[Problem],
+    bad_models: Collection[Problem],
+    bad_files: Collection[Problem],
+) -> None:
+    problems = [*bad_values, *bad_graph, *bad_models, *bad_files]
+    if not problems:
+        return
+    kind: type[CallerError] = InvalidWorkflow
+    if not bad_graph and not bad_models:
+        kind = InvalidInput
+    elif len(bad_models) == len(problems):
+        kind = UnknownModel
+    raise kind(problems)
+
+
+class _Models:
+    """The models that a workflow needs: what is there, what is to be fetched, what is unknown."""
+
+    def __init__(
+        self, workflow: Workflow, catalog: NodeCatalog, manifest: Manifest, on_disk: Listing
+    ) -> None:
+        self.workflow = workflow
+        self.missing: dict[Weight, None] = {}
+        self.present: dict[str, None] = {}
+        self.notes: list[str] = []
+        self.problems: list[Problem] = []
+        self._manifest = manifest
+        self._on_disk = on_disk
+        for node, spec, name in _literals(workflow, catalog):
+            if spec.folder is not None and name not in (spec.choices or ()):
+                self._refer(node, spec, spec.folder, name)
+        for node in workflow.nodes.values():
+            for weight in manifest.implied(node.class_type, node.inputs):
+                self._need(weight)
+
+    def _refer(self, node: Node, spec: InputSpec, folder: str, name: str) -> None:
+        """Find the model that one input names, and note what has to be done for it."""
+        if self._stands_for_others(node, spec, name):
+            return
+        reference = Reference(node.id, node.label, node.class_type, spec.name, folder, name)
+        match self._manifest.resolve(reference, self._on_disk):
+            case OnDisk(found):
+                self.present[f"{folder}/{found}"] = None
+                self._rename(reference, found)
+            case Found(weight, rewritten_to):
+                self._need(weight)
+                self._rename(reference, rewritten_to or name)
+            case Missing(problem):
+                self.problems.append(problem)
+
+    def _stands_for_others(self, node: Node, spec: InputSpec, name: str) -> bool:
+        """Whether the name is no file but means others, as VAELoader's `taef1` means two."""
+        return bool(self._manifest.implied(node.class_type, {spec.name: name})) or (
+            node.class_type == "VAELoader" and name in vae_approx_names(self._on_disk("vae_approx"))
+        )
+
+    def _need(self, weight: Weight) -> None:
+        if all(weight.name in self._on_disk(folder) for folder in weight.folders):
+            self.present[weight.label] = None
+        else:
+            self.missing[weight] = None
+
+    def _rename(self, reference: Reference, name: str) -> None:
+        if name != reference.name:
+            self.workflow = self.workflow.replace_inputs(reference.node_id, {reference.input: name})
+            self.notes.append(
+                f"Node {reference.node_id} ({reference.title}) names the model"
+                f" {reference.name!r}, which is {name!r} here."
+            )
+
+
+def _literals(workflow: Workflow, catalog: NodeCatalog) -> Iterator[tuple[Node, InputSpec, str]]:
+    """Every text that stands in a node itself, with the spec of its input."""
+    for node in workflow.nodes.values():
+        known = catalog.get(node.class_type)
+        for spec in known.inputs(node.inputs).values() if known else ():
+            value = node.inputs.get(spec.name)
+            if isinstance(value, str):
+                yield node, spec, value
+
+
+def _file_needs(
+    workflow: Workflow, catalog: NodeCatalog, files: Collection[str]
+) -> tuple[list[FileNeed], list[Problem]]:
+    """What each file input needs."""
+    needs: list[FileNeed] = []
+    problems: list[Problem] = []
+    for node, spec, value in _literals(workflow, catalog):
+        if not spec.takes_file:
+            continue
+        source = _source(value, files)
+        if source is not None:
+            needs.append(FileNeed(node.id, spec.name, source, is_url(source), spec.subfolder))
+        elif value not in (spec.choices or ()):
+            problems.append(_no_file(node, spec, value, files))
+    return needs, problems
+
+
+def is_url(text: str) -> bool:
+    """Whether a file input's value says where to get the file instead of which one it is."""
+    return re.match(r"(https?://|data:)", text, re.IGNORECASE) is not None
+
+
+def _source(value: str, files: Collection[str]) -> str | None:
+    """The URL itself, or the given file that the value means: by its path, or its unique name."""
+    if is_url(value):
+        return value
+    wanted = value.removesuffix(" [input]").replace("\\", "/")
+    if wanted in files:
+        return wanted
+    same_name = [file for file in files if file.rpartition("/")[2] == wanted.rpartition("/")[2]]
+    return same_name[0] if len(same_name) == 1 else None
+
+
+def _no_file(node: Node, spec: InputSpec, value: str, files: Collection[str]) -> Problem:
+    names = sorted(files)
+    given = ", ".join(names[:SHOWN_FILES]) or "none"
+    given += f" and {len(names) - SHOWN_FILES} more" if names[SHOWN_FILES:] else ""
+    # A whole picture, pasted as text, is like no name, and comparing it would take minutes.
+    guess = did_you_mean(value, files) if len(value) < LONGEST_NAME else ""
+    return node.problem(
+        "file_not_given",
+        f"The {spec.file_kind} {shown(value)} did not come with the request"
+        f" (files given: {given}).",
+        f"{guess} Send a file of that name (-f FILE on the command line), or set"
+        f" {node.id}.{spec.name} to a file's name, an http(s) URL or a data URI.".strip(),
+        spec.name,
+    )

@@ -1,0 +1,370 @@
+"""One run of one request: planned, fetched for, submitted, followed to its end, collected."""
+
+import functools
+import logging
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from comfy_runner.comfyui.client import ComfyClient, Disconnected, Message, Messages
+from comfy_runner.comfyui.process import ComfyProcess
+from comfy_runner.errors import (
+    CallerError,
+    Cancelled,
+    Crashed,
+    InvalidInput,
+    MachineError,
+    Problem,
+    Stalled,
+    TimedOut,
+)
+from comfy_runner.fetch.transport import alarm
+from comfy_runner.graph.inputs import MAX_SEED
+from comfy_runner.graph.nodes import NodeCatalog
+from comfy_runner.graph.workflow import Workflow
+from comfy_runner.runs.events import Event as RunEvent
+from comfy_runner.runs.events import Execution, NodeOutput, Progress
+from comfy_runner.runs.files import GivenFile, InputFolder
+from comfy_runner.runs.media import OutputFormat
+from comfy_runner.runs.plan import Plan, prepare
+from comfy_runner.runs.results import Output, Results
+from comfy_runner.weights.manifest import Manifest
+from comfy_runner.weights.store import Downloading, WeightStore
+
+log = logging.getLogger(__name__)
+
+TICK = 0.1
+"""Longest single wait in seconds: Cog's cancel strikes only between two of them."""
+
+SILENCE = 5.0
+"""Seconds without a message after which ComfyUI is asked how the run stands."""
+
+OUTDATED = ("not_in_list", "unknown_class_type")
+"""Problems that a saved catalog may be to blame for: a node pack lists what it finds on disk, or
+could not be loaded when the catalog was saved."""
+
+RECONNECT_LIMIT = 10.0
+"""Seconds for a new connection after one that broke."""
+
+CANCEL_GRACE = 5.0
+"""Seconds that a cancelled node has to stop before the child is killed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a caller asks for."""
+
+    document: str | bytes | Mapping[str, Any]
+    """The workflow: JSON text or the parsed object."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Address to value."""
+    files: tuple[GivenFile, ...] = ()
+    seed: int | None = None
+    """Seed for every seed input that `values` does not set; `None` for a random one."""
+    randomise_seeds: bool = True
+    """Whether a missing `seed` means a random one; if not, the workflow's own are kept."""
+    output_format: OutputFormat = "original"
+    output_quality: int = 95
+    """0 to 100, for jpg and webp."""
+    previews: bool = False
+    """Whether temporary files, such as PreviewImage makes, are results too."""
+    reset_cache: bool = False
+    """Whether every node runs again, whatever is cached."""
+    timeout: float | None = None
+    """Seconds for the whole run; `None` for the setting `run_timeout`."""
+    credentials: Mapping[str, str] = field(default_factory=dict)
+    """Host name to the token that it, and nobody else, is sent."""
+    started: float | None = None
+    """Since when the `timeout` counts, by `time.monotonic`; `None` for the begin of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The request holds; this is what will happen."""
+
+    run_id: str
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The run is over and everything that it made has been told."""
+
+    seconds: Mapping[str, float]
+    """Phase (`prepare`, `fetch`, `run`) to its seconds."""
+    nodes_total: int
+    nodes_cached: int
+    outputs: int
+
+
+Update = Planned | Downloading | Progress | Output | Finished
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a run works with; its owner is the `Runner`."""
+
+    process: ComfyProcess
+    client: ComfyClient
+    catalog: NodeCatalog
+    refresh: Callable[[], NodeCatalog]
+    """Asks ComfyUI for its catalog as it is now."""
+    manifest: Manifest
+    store: WeightStore
+    inputs: InputFolder
+    results: Path
+    """Folder for result files."""
+    run_timeout: float
+    """Seconds for a run that sets no `timeout`."""
+    stall_timeout: float
+    """Seconds that a run may go without a sign of progress."""
+
+
+class Run:
+    """One run; `updates` once, then `end` in any case."""
+
+    def __init__(self, machine: Machine, request: Request) -> None:
+        self.id = str(uuid.uuid4())
+        self._machine = machine
+        self._request = request
+        self._timeout = request.timeout or machine.run_timeout
+        self._started = time.monotonic() if request.started is None else request.started
+        self._cancelled = Event()
+        self._execution: Execution | None = None
+        self._accepted = False
+
+    def updates(self) -> Iterator[Update]:
+        """Do it all; see `Runner.run`."""
+        request, machine = self._request, self._machine
+        _check(request)
+        laid = machine.inputs.lay(request.files)
+        plan = self._prepare(laid.keys())
+        yield Planned(self.id, plan)
+        planned = time.monotonic()
+        yield from self._fetch(plan)
+        staged = self._stage(plan, laid)
+        fetched = time.monotonic()
+        workflow = plan.to_submit(self.id, staged, all_again=request.reset_cache)
+        execution = Execution(self.id, workflow)
+        results = Results(
+            machine.results / self.id,
+            {"output": machine.process.output, "temp": machine.process.temp},
+            workflow,
+            (request.output_format, request.output_quality),
+            previews=request.previews,
+        )
+        for event in self._follow(execution, workflow):
+            match event:
+                case Progress():
+                    yield event
+                case NodeOutput(node_id, output):
+                    yield from results.take(node_id, output)
+        if execution.failure is not None:
+            raise execution.failure
+        yield from results.rest(plan.outputs)
+        seconds = {
+            "prepare": planned - self._started,
+            "fetch": fetched - planned,
+            "run": time.monotonic() - fetched,
+        }
+        yield Finished(seconds, len(workflow.nodes), execution.cached_count, results.count)
+
+    def end(self) -> bool:
+        """Leave nothing running and nothing behind but the results.
+
+        Returns whether ComfyUI is free again; if not, it has to be killed.
+        """
+        self._cancelled.set()
+        machine, execution = self._machine, self._execution
+        free = True
+        if execution is not None and machine.process.alive:
+            try:
+                free = execution.is_done or self._cancel()
+                machine.client.forget(self.id)
+            except (MachineError, Disconnected) as err:
+                log.warning("ComfyUI cannot be asked to stop the run: %s", err)
+                free = False
+        try:
+            machine.inputs.clear()
+        except OSError as err:
+            log.warning("The input folder cannot be emptied: %s", err)
+        return free
+
+    def _prepare(self, files: Collection[str]) -> Plan:
+        request, machine = self._request, self._machine
+        seed = request.seed
+        if seed is None and request.randomise_seeds:
+            seed = secrets.randbelow(MAX_SEED)
+        ask = functools.partial(
+            prepare,
+            request.document,
+            manifest=machine.manifest,
+            on_disk=machine.store.listing,
+            values=request.values,
+            files=files,
+            seed=seed,
+        )
+        try:
+            return ask(catalog=machine.catalog)
+        except CallerError as err:
+            if not any(problem.code in OUTDATED for problem in err.problems):
+                raise
+        return ask(catalog=machine.refresh())
+
+    def _fetch(self, plan: Plan) -> Iterator[Downloading]:
+        for update in self._machine.store.ensure(
+            plan.weights, credentials=self._request.credentials, cancelled=self._cancelled
+        ):
+            self._check_deadline("while weights were fetched")
+            yield update
+
+    def _stage(self, plan: Plan, laid: Mapping[str, Path]) -> Mapping[tuple[str, str], str]:
+        """Put the files in place, within the deadline even where a server keeps silent."""
+        if not any(need.is_url for need in plan.files):
+            return self._machine.inputs.stage(plan.files, laid, self._cancelled)
+        left = self._timeout - (time.monotonic() - self._started)
+        with alarm(self._cancelled, left):
+            try:
+                return self._machine.inputs.stage(plan.files, laid, self._cancelled)
+            except Cancelled:
+                self._check_deadline("while its files were fetched")
+                raise
+
+    def _follow(self, execution: Execution, workflow: Workflow) -> Iterator[RunEvent]:
+        """Submit the workflow and tell what happens until ComfyUI has finished with it."""
+        client = self._machine.client
+        messages: Messages | None = None
+        try:
+            messages = client.connect(self.id)
+            self._execution = execution
+            self._submit(workflow)
+            missed = False
+            while not execution.is_done:
+                try:
+                    yield from self._listen(messages, execution, missed=missed)
+                except Disconnected as err:
+                    messages.close()
+                    messages, missed = self._reconnect(err), True
+        except Disconnected as err:
+            self._reconnect(err).close()
+            raise MachineError(f"ComfyUI did not answer: {err}") from err
+        finally:
+            if messages is not None:
+                messages.close()
+
+    def _submit(self, workflow: Workflow) -> None:
+        try:
+            self._machine.client.submit(workflow.to_json(), self.id)
+        except CallerError:
+            self._execution = None  # refused, so there is nothing to cancel
+            raise
+        self._accepted = True
+
+    def _listen(
+        self, messages: Messages, execution: Execution, *, missed: bool
+    ) -> Iterator[RunEvent]:
+        """Tell the events of one connection until the run has ended.
+
+        ComfyUI is asked how the run stands after each `SILENCE` seconds, and at the beginning when
+        messages may have been `missed`.
+
+        Raises: `Disconnected`.
+        """
+        heard = asked = time.monotonic()
+        if missed:
+            yield from self._reconcile(execution)
+        while not execution.is_done:
+            self._check_deadline("while it ran")
+            message = messages.receive(TICK)
+            now = time.monotonic()
+            if self._is_ours(message):
+                heard = now
+            if isinstance(message, Mapping):
+                yield from execution.receive(message)
+            if now - heard > self._machine.stall_timeout:
+                raise Stalled(
+                    f"The run gave no sign of progress for {now - heard:.0f} s"
+                    " (setting COMFY_RUNNER_STALL_TIMEOUT); it was stopped."
+                )
+            if now - max(heard, asked) > SILENCE:
+                asked = now
+                yield from self._reconcile(execution)
+
+    def _is_ours(self, message: Message | None) -> bool:
+        """Whether a message is a sign of this run's life: node packs send others all the time."""
+        if isinstance(message, bytes):
+            return True
+        data = message.get("data") if message is not None else None
+        return isinstance(data, Mapping) and data.get("prompt_id") == self.id
+
+    def _reconnect(self, cause: Disconnected) -> Messages:
+        """A new connection after one that broke.
+
+        Raises: `Crashed` when it broke because ComfyUI ended, `MachineError` when it is deaf.
+        """
+        process = self._machine.process
+        limit = time.monotonic() + RECONNECT_LIMIT
+        while time.monotonic() < limit:
+            if not process.alive:
+                raise Crashed(process.exit_code, process.tail(20), "during the run") from cause
+            try:
+                return self._machine.client.connect(self.id)
+            except Disconnected:
+                self._cancelled.wait(TICK)
+        raise MachineError(f"ComfyUI does not answer any more: {cause}") from cause
+
+    def _reconcile(self, execution: Execution) -> Iterator[RunEvent]:
+        """Ask how the run stands, in place of messages that may have been missed."""
+        client = self._machine.client
+        history = client.history(self.id)
+        if history is None:
+            running, pending = client.queue()
+            if self.id in running or self.id in pending:
+                if not client.worker_alive():
+                    raise Crashed(
+                        None, self._machine.process.tail(20), "inside: its worker thread died"
+                    )
+                return
+            history = client.history(self.id)  # it may have ended between the two questions
+        if history is None:
+            raise MachineError("ComfyUI has lost the run: it is neither queued nor finished.")
+        yield from execution.settle(history)
+
+    def _cancel(self) -> bool:
+        """Stop the run in ComfyUI; whether it did so within `CANCEL_GRACE` seconds."""
+        client = self._machine.client
+        now = time.monotonic()
+        # A run whose acceptance was not awaited may enter the queue a little later.
+        first, limit = now + (0.0 if self._accepted else 1.0), now + CANCEL_GRACE
+        ended = Event()
+        while (now := time.monotonic()) < limit:
+            client.cancel(self.id)
+            running, pending = client.queue()
+            if self.id not in (*running, *pending) and now >= first:
+                return True
+            ended.wait(TICK / 2)
+        return False
+
+    def _check_deadline(self, when: str) -> None:
+        if time.monotonic() - self._started > self._timeout:
+            raise TimedOut(
+                f"The run took longer than its {self._timeout:g} s {when}; it was stopped."
+            )
+
+
+def _check(request: Request) -> None:
+    """Raise `InvalidInput` for numbers that no run can have."""
+    problems = []
+    if request.timeout is not None and not request.timeout > 0:
+        problems.append(
+            Problem("bad_timeout", f"{request.timeout} is not above 0.", input="timeout")
+        )
+    if not 0 <= request.output_quality <= 100:  # noqa: PLR2004 - per cent
+        problems.append(Problem("bad_quality", "It goes from 0 to 100.", input="output_quality"))
+    if problems:
+        raise InvalidInput(problems)
