@@ -1,0 +1,312 @@
+"""Between Cog and the runner: a prediction's inputs become a request, updates become log lines."""
+
+import json
+import logging
+import math
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from comfy_runner.errors import (
+    CallerError,
+    Cancelled,
+    InvalidInput,
+    InvalidWorkflow,
+    Problem,
+    TimedOut,
+)
+from comfy_runner.fetch.download import Patience, fetch
+from comfy_runner.fetch.transport import alarm
+from comfy_runner.graph.workflow import MAX_DOCUMENT_BYTES
+from comfy_runner.runs.events import Progress
+from comfy_runner.runs.files import GivenFile, numbered
+from comfy_runner.runs.media import OutputFormat
+from comfy_runner.runs.plan import is_url
+from comfy_runner.runs.results import Output
+from comfy_runner.runs.run import Finished, Planned, Request, Update
+from comfy_runner.weights.store import Downloading
+
+TOKEN_HOSTS = {"hf_token": "huggingface.co", "civitai_token": "civitai.com"}
+"""Secret input to the one host that it is sent to."""
+
+EXACT_INTEGER = 2**53
+"""Integers up to here survive every JSON reader; larger seeds are told as text in metrics."""
+
+DOCUMENT_TIMEOUT = 60.0
+"""Seconds for a workflow or values behind a URL, in a request that sets no `timeout`."""
+
+LINE_EVERY = 0.5
+"""Least seconds between two log lines about the same node or file."""
+
+
+def request(
+    *,
+    workflow_json: str,
+    workflow_file: object,
+    inputs: str,
+    input_file: object,
+    input_files: Sequence[object] | None,
+    seed: int | None,
+    randomise_seeds: bool,
+    output_format: OutputFormat,
+    output_quality: int,
+    return_temp_files: bool,
+    force_reset_cache: bool,
+    timeout: float | None,
+    **tokens: Any,
+) -> Request:
+    """The request that a prediction's inputs make; `tokens` are `cog.Secret`, see `TOKEN_HOSTS`.
+
+    Raises: `CallerError` for inputs that do not fit, `DownloadFailed` for a workflow's URL.
+    """
+    started = time.monotonic()
+    files = _all_given(input_files or ())
+    if input_file is not None:
+        file = _given(input_file, "input_file")
+        # replicate/cog-comfyui lays its one file as `input` with the file's own ending.
+        files.insert(0, replace(file, alias=f"input{file.path.suffix.lower()}"))
+    return Request(
+        document=_document(workflow_json, workflow_file, timeout or DOCUMENT_TIMEOUT),
+        values=_values(inputs, timeout or DOCUMENT_TIMEOUT),
+        files=numbered(files),
+        seed=seed,
+        randomise_seeds=randomise_seeds,
+        output_format=output_format,
+        output_quality=output_quality,
+        previews=return_temp_files,
+        reset_cache=force_reset_cache,
+        timeout=timeout,
+        started=started,
+        credentials={
+            host: token
+            for name, host in TOKEN_HOSTS.items()
+            if (token := _token(tokens.get(name), name))
+        },
+    )
+
+
+class Narrator:
+    """Tells a run's updates: as metrics, and as log lines, no more than a person can use."""
+
+    def __init__(self, record_metric: Callable[[str, Any], None]) -> None:
+        """`record_metric` is that of Cog's `BaseRunner`: name and value."""
+        self._record_metric = record_metric
+        self._told: dict[tuple[str, str], tuple[float, str]] = {}
+
+    def tell(self, update: Update) -> None:
+        """Print and record what there is to say about one update; often nothing."""
+        for line in self.lines(update):
+            print(line, flush=True)
+        for name, value in metrics(update).items():
+            self._record_metric(name, value)
+
+    def lines(self, update: Update) -> Iterator[str]:
+        """What to print about one update; often nothing."""
+        match update:
+            case Planned(run_id, plan):
+                yield f"Run {run_id}: {len(plan.workflow.nodes)} nodes."
+                yield from plan.notes
+                yield from (f"Seed {address} = {value}" for address, value in plan.seeds.items())
+            case Downloading(name, done, total):
+                line = f"Fetching {name}: {_megabytes(done)}"
+                line += f" of {_megabytes(total)}" if total else ""
+                if self._is_due(("weight", name), line, last=done == total):
+                    yield line
+            case Progress(node_id=node_id, step=step, steps=steps):
+                line = _progress_line(update)
+                if self._is_due(("node", node_id), line, last=step == steps):
+                    yield line
+            case Output(path, node_id, title):
+                yield f"Made {path.name} (node {node_id}, {title})"
+            case Finished():
+                phases = ", ".join(
+                    f"{name} {value:.2f} s" for name, value in update.seconds.items()
+                )
+                yield (
+                    f"Done: {update.outputs} result{'s' * (update.outputs != 1)},"
+                    f" {update.nodes_cached} of {update.nodes_total} nodes from the cache"
+                    f" ({phases})."
+                )
+
+    def _is_due(self, subject: tuple[str, str], line: str, *, last: bool) -> bool:
+        """Whether to print a line: the subject's first and last, others seldom, none twice."""
+        now = time.monotonic()
+        when, told = self._told.get(subject, (-math.inf, ""))
+        if line == told or not (last or now - when >= LINE_EVERY):
+            return False
+        self._told[subject] = (now, line)
+        return True
+
+
+def metrics(update: Update) -> Mapping[str, Any]:
+    """What an update adds to the prediction's metrics: name to value."""
+    match update:
+        case Planned(run_id, plan):
+            seeds = {address: _exact(value) for address, value in plan.seeds.items()}
+            first = {"seed": next(iter(seeds.values()))} if seeds else {}
+            return {"run_id": run_id, **first, "seeds": seeds}
+        case Progress(nodes_done=done, nodes_total=total):
+            return {"progress": round(_fraction(update, done, total), 4)}
+        case Finished():
+            seconds = {f"{name}_seconds": value for name, value in update.seconds.items()}
+            counts = {"nodes": update.nodes_total, "nodes_cached": update.nodes_cached}
+            return {"progress": 1.0, "outputs": update.outputs, **counts, **seconds}
+        case _:
+            return {}
+
+
+def show_log() -> None:
+    """Print what the package and ComfyUI log, one line each, wherever `print` goes just then."""
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    root.addHandler(_Printing())
+    logging.getLogger("urllib3").setLevel(logging.WARNING)
+
+
+class _Printing(logging.Handler):
+    """Cog gives each prediction its own standard output, so the stream is looked up each time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), flush=True)
+        except (ValueError, OSError):  # a closed or narrow stream must not stop who logs
+            self.handleError(record)
+
+
+def _progress_line(update: Progress) -> str:
+    steps = f", step {update.step} of {update.steps}" if update.steps else ""
+    place = f"node {update.node_id} ({update.title})"
+    return f"{update.nodes_done} of {update.nodes_total} nodes done; {place}{steps}"
+
+
+def _fraction(update: Progress, done: int, total: int) -> float:
+    part = update.step / update.steps if update.steps else 0.0
+    return min(1.0, (done + part) / total) if total else 0.0
+
+
+def _exact(value: int) -> int | str:
+    return value if value <= EXACT_INTEGER else str(value)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+def _document(workflow_json: str, workflow_file: object, timeout: float) -> str | bytes:
+    """The workflow's text, from wherever the caller has it."""
+    given = workflow_json.strip()
+    if workflow_file is not None:
+        if given:
+            raise _bad(
+                "workflow_file", "Both workflow_json and workflow_file are given.", "Give one."
+            )
+        path = _given(workflow_file, "workflow_file").path
+        if path.stat().st_size > MAX_DOCUMENT_BYTES:
+            raise _bad("workflow_file", f"It has more than {MAX_DOCUMENT_BYTES / 1e6:.0f} MB.")
+        return path.read_bytes()
+    if not given:
+        raise InvalidWorkflow(
+            [
+                Problem(
+                    "no_workflow",
+                    "No workflow was given.",
+                    "Put its JSON, or a URL of it, into workflow_json, or upload workflow_file.",
+                )
+            ]
+        )
+    return _text(given, "workflow_json", timeout) if is_url(given) else given
+
+
+def _text(url: str, field: str, timeout: float) -> bytes:
+    """What stands behind an http(s) URL or a data URI."""
+    if re.fullmatch(r"data:[^,]*,\s*", url, re.IGNORECASE):
+        return b""  # an empty file, which `fetch` takes for a failed download
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "document"
+        late = Event()
+        try:
+            with alarm(late, timeout):
+                fetch(
+                    url,
+                    target,
+                    max_bytes=MAX_DOCUMENT_BYTES,
+                    cancelled=late,
+                    patience=Patience(retries=2),  # somebody waits for the answer
+                )
+        except Cancelled as err:
+            raise TimedOut(f"{field} did not arrive from its URL within {timeout:g} s.") from err
+        except CallerError as err:
+            raise InvalidInput(
+                Problem(problem.code, problem.what, problem.hint, input=field)
+                for problem in err.problems
+            ) from err
+        return target.read_bytes()
+
+
+def _values(inputs: str, timeout: float) -> Mapping[str, Any]:
+    """The object of address to value; `cog predict -i inputs=@file` makes it a data URI."""
+    text: str | bytes = inputs.strip()
+    if isinstance(text, str) and is_url(text):
+        text = _text(text, "inputs", timeout).strip()
+    if not text:
+        return {}
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as err:
+        raise _bad("inputs", f"It is not JSON: {err}.", EXAMPLE) from err
+    if not isinstance(values, dict):
+        raise _bad("inputs", "It is no JSON object.", EXAMPLE)
+    return values
+
+
+EXAMPLE = 'Write it like {"6.text": "a red fox", "KSampler.steps": 20}.'
+
+
+def _token(secret: Any, field: str) -> str:
+    """The token as it can stand in a header; empty when none was given."""
+    token = (secret.get_secret_value() or "").strip() if secret is not None else ""
+    if not re.fullmatch(r"[!-~]*", token):
+        raise _bad(field, "It holds a character that no token has.", "Copy it again.")
+    return str(token)
+
+
+def _all_given(paths: Sequence[object]) -> list[GivenFile]:
+    """The uploaded files. Raises: `InvalidInput` with every one that is none."""
+    files: list[GivenFile] = []
+    problems: list[Problem] = []
+    for number, path in enumerate(paths):
+        try:
+            files.append(_given(path, f"input_files[{number}]"))
+        except InvalidInput as err:
+            problems += err.problems
+    if problems:
+        raise InvalidInput(problems)
+    return files
+
+
+def _given(path: object, field: str) -> GivenFile:
+    """The uploaded file, under the name that the caller gave it.
+
+    Cog 0.23 passes any text that is no URL through as it came, so a path of this machine would be
+    read; what Cog itself made lies in the folder for temporary files, as `tmp`, eight characters,
+    and the name (`cog/types.py` URLPath.convert).
+
+    Raises: `InvalidInput`.
+    """
+    if not isinstance(path, Path):
+        raise _bad(field, "It is neither an uploaded file, an http(s) URL nor a data URI.")
+    folder = Path(tempfile.gettempdir()).resolve()
+    if path.is_symlink() or not path.is_file() or not path.resolve().is_relative_to(folder):
+        raise _bad(field, "It is not an uploaded file.", "Send the file itself, or its URL.")
+    if path.stat().st_size == 0:
+        raise _bad(field, "It is empty: no byte of it arrived.", "Send it again.")
+    return GivenFile(path, re.sub(r"^tmp[a-z0-9_]{8}", "", path.name) or path.name)
+
+
+def _bad(field: str, what: str, hint: str = "") -> InvalidInput:
+    return InvalidInput([Problem("bad_input", what, hint, input=field)])
