@@ -1,0 +1,419 @@
+"""The command line: results on standard output, everything else on standard error."""
+
+import ipaddress
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from comfy_runner import __version__
+from comfy_runner.comfyui import install as installer
+from comfy_runner.comfyui import saved_catalog
+from comfy_runner.config import Config
+from comfy_runner.console import Narration, errors, show_inputs, show_plan
+from comfy_runner.doctor import examine
+from comfy_runner.errors import CallerError, ComfyRunnerError, InvalidInput, Problem, RunError
+from comfy_runner.graph import inputs as workflow_inputs
+from comfy_runner.graph.nodes import NodeCatalog
+from comfy_runner.graph.values import FileName
+from comfy_runner.graph.workflow import MAX_DOCUMENT_BYTES, parse
+from comfy_runner.runner import Runner
+from comfy_runner.runs.files import GivenFile, InputFolder, numbered, safe_name
+from comfy_runner.runs.plan import Plan, prepare
+from comfy_runner.runs.results import Output
+from comfy_runner.runs.run import OUTDATED, Request
+from comfy_runner.serving import prediction as serving
+from comfy_runner.serving import schema
+from comfy_runner.weights.store import WeightStore, read_manifest
+
+EXIT_CALLER, EXIT_RUN, EXIT_MACHINE, EXIT_TERMINATED = 2, 3, 4, 143
+"""Whose fault it is: the caller's, the workflow's, ours; or somebody sent SIGTERM."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Tell the version."),
+    ] = False,
+) -> None:
+    """Run any ComfyUI workflow: here, or as a Cog model."""
+
+
+class PictureFormat(StrEnum):
+    """Formats that pictures can come back in."""
+
+    ORIGINAL = "original"
+    WEBP = "webp"
+    JPG = "jpg"
+    PNG = "png"
+
+
+class Way(StrEnum):
+    """Where ComfyUI can be had from."""
+
+    ARCHIVE = "archive"
+    GIT = "git"
+
+
+NO_FILE = "Check the path; a text that begins with @ is written with two: @@."
+
+WorkflowArgument = Annotated[
+    Path, typer.Argument(help="Workflow file in ComfyUI's API format.", metavar="WORKFLOW")
+]
+ValueOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        "-i",
+        metavar="ADDRESS=VALUE",
+        help="Set an input, such as '6.text=a fox' or KSampler.seed=7; '@path' is a file.",
+    ),
+]
+FileOption = Annotated[
+    list[Path] | None,
+    typer.Option("--file", "-f", help="A file that the workflow names; repeatable."),
+]
+SeedOption = Annotated[
+    int | None, typer.Option(min=0, help="Seed for every seed input. Default: random.")
+]
+KeepSeedsOption = Annotated[
+    bool, typer.Option("--keep-seeds", help="Keep the workflow's own seeds.")
+]
+RefreshOption = Annotated[
+    bool, typer.Option("--refresh", help="Ask ComfyUI for its nodes, even if they are known.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 2 the caller's fault, 3 the run failed, 4 ours."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # so that all is tidied up
+    try:
+        app()
+    except CallerError as err:
+        _fail(err, EXIT_CALLER)
+    except RunError as err:
+        _fail(err, EXIT_RUN)
+    except (ComfyRunnerError, OSError) as err:
+        _fail(err, EXIT_MACHINE)
+
+
+@app.command()
+def run(
+    workflow: WorkflowArgument,
+    value: ValueOption = None,
+    file: FileOption = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("output"),
+    seed: SeedOption = None,
+    keep_seeds: KeepSeedsOption = False,
+    picture_format: Annotated[
+        PictureFormat, typer.Option("--format", help="Format of pictures.")
+    ] = PictureFormat.ORIGINAL,
+    quality: Annotated[int, typer.Option(min=0, max=100, help="Quality of jpg and webp.")] = 95,
+    previews: Annotated[bool, typer.Option("--previews", help="Temporary files too.")] = False,
+    timeout: Annotated[float | None, typer.Option(min=1, help="Seconds for the run.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a workflow and put its results into a folder."""
+    config = Config.from_environment()
+    values, files = _request_values(value, file)
+    request = Request(
+        document=_read(workflow),
+        values=values,
+        files=files,
+        seed=seed,
+        randomise_seeds=not keep_seeds,
+        output_format=picture_format.value,
+        output_quality=quality,
+        previews=previews,
+        timeout=timeout,
+        credentials=_credentials(),
+    )
+    summary: dict[str, Any] = {}
+    made: list[str] = []
+    with _errors_as_json(as_json), Narration() as narration:
+        _check_early(config, request)
+        _make(out)
+        narration.boot()
+        with Runner(config) as runner, closing(runner.run(request)) as updates:
+            for update in updates:
+                narration.tell(update)
+                summary |= serving.metrics(update)
+                if isinstance(update, Output):
+                    made.append(str(_kept(update.path, out)))
+                    if not as_json:
+                        narration.result(made[-1])
+    if as_json:
+        print(json.dumps({**summary, "outputs": made}))
+
+
+@app.command()
+def check(
+    workflow: WorkflowArgument,
+    value: ValueOption = None,
+    file: FileOption = None,
+    seed: SeedOption = None,
+    keep_seeds: KeepSeedsOption = False,
+    refresh: RefreshOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a run would fetch, set and run, and every problem; nothing is run."""
+    config = Config.from_environment()
+    values, files = _request_values(value, file)
+    request = Request(document=_read(workflow), values=values, files=files, seed=seed)
+    try:
+        plan = _plan(config, _catalog(config, refresh), request)
+    except CallerError as err:
+        if as_json:
+            print(json.dumps({"problems": [problem.as_json() for problem in err.problems]}))
+            sys.exit(EXIT_CALLER)
+        raise
+    random_seeds = seed is None and not keep_seeds
+    if as_json:
+        print(json.dumps({"problems": [], **plan.as_json(), "random_seeds": random_seeds}))
+    else:
+        show_plan(plan, random_seeds=random_seeds)
+
+
+@app.command()
+def inputs(
+    workflow: WorkflowArgument, refresh: RefreshOption = False, as_json: JsonOption = False
+) -> None:
+    """List what can be set in a workflow: address, type, present value, range."""
+    config = Config.from_environment()
+    found = workflow_inputs.discover(parse(_read(workflow)), _catalog(config, refresh))
+    if as_json:
+        print(json.dumps([settable.as_json() for settable in found]))
+    else:
+        show_inputs(found)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="IP address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 5000,
+) -> None:
+    """Serve predictions over HTTP with Cog's own server, without Docker."""
+    config = Config.from_environment()
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        _refuse("bad_host", f"{host!r} is no IP address.", "Use 127.0.0.1 or 0.0.0.0.", "--host")
+    try:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+    except OSError as err:
+        what = f"{host}:{port} cannot be listened on: {err.strerror}."
+        _refuse("bad_port", what, "Choose another port.", "--port")
+    if not schema.is_current(config.project):
+        schema.write(config.project)
+    # Cog starts its worker as plain `python`, so ours has to be the first one on PATH.
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PORT": str(port),
+        "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
+        "LOG_FORMAT": os.environ.get("LOG_FORMAT", "console"),
+    }
+    os.chdir(config.project)
+    errors.print(f"Serving on http://{host}:{port} once ComfyUI is up.")
+    errors.print("Ctrl-C ends it, after the run that is open then.")
+    command = [sys.executable, "-m", "cog.server.http", "--host", host]
+    os.execve(sys.executable, command, environment)  # noqa: S606 - no shell is wanted
+
+
+@app.command(name="schema")
+def write_schema(
+    check_only: Annotated[
+        bool, typer.Option("--check", help="Only tell whether the file is up to date.")
+    ] = False,
+) -> None:
+    """Write .cog/openapi_schema.json, which the Cog server needs, from predict.py."""
+    project = Config.from_environment().project
+    if not check_only:
+        print(schema.write(project))
+    elif not schema.is_current(project):
+        _refuse(
+            "old_schema",
+            "predict.py and .cog/openapi_schema.json differ.",
+            "Run comfy-runner schema.",
+            "predict.py",
+        )
+
+
+@app.command()
+def install(
+    way: Annotated[Way, typer.Option(help="Where ComfyUI comes from.")] = Way.ARCHIVE,
+    verify: Annotated[bool, typer.Option("--verify", help="Hash an installed tree again.")] = False,
+) -> None:
+    """Install the ComfyUI that comfyui.toml names; an installed one is left alone."""
+    print(
+        installer.install(
+            Config.from_environment(), way=way.value, verify=verify, report=errors.print
+        )
+    )
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Tell what is installed where, and what is missing."""
+    findings = examine(Config.from_environment())
+    if as_json:
+        print(json.dumps({finding.name: finding.value for finding in findings}))
+    else:
+        for finding in findings:
+            print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}: {finding.value}")
+            if finding.cure:
+                print(f"     {finding.cure}")
+    if not all(finding.ok for finding in findings):
+        sys.exit(EXIT_MACHINE)
+
+
+def _fail(err: Exception, exit_code: int) -> NoReturn:
+    errors.print(f"Error: {err}", markup=False)
+    sys.exit(exit_code)
+
+
+def _refuse(code: str, what: str, hint: str, field: str) -> NoReturn:
+    raise InvalidInput([Problem(code, what, hint, input=field)])
+
+
+def _read(workflow: Path) -> bytes:
+    """The workflow file's content."""
+    try:
+        with workflow.open("rb") as file:
+            return file.read(MAX_DOCUMENT_BYTES + 1)
+    except OSError as err:
+        _refuse(
+            "no_file", f"{workflow} cannot be read: {err.strerror}.", "Check the path.", "WORKFLOW"
+        )
+
+
+def _request_values(
+    given: Sequence[str] | None, files: Sequence[Path] | None
+) -> tuple[dict[str, str], tuple[GivenFile, ...]]:
+    """The values and files of the options; a value `@path` becomes the name of a file."""
+    values: dict[str, str] = {}
+    paths = [_existing(path) for path in files or ()]
+    addresses: dict[str, int] = {}
+    for option in given or ():
+        address, equals, value = option.partition("=")
+        if not equals or not address:
+            _refuse("bad_option", f"{option!r} has no value.", "Write ADDRESS=VALUE.", "-i")
+        values[address] = value
+        if value.startswith("@@"):  # for a text that really begins with @
+            values[address] = value[1:]
+        elif value.startswith("@"):
+            path = _existing(Path(value[1:]))
+            if path not in paths:
+                paths.append(path)
+            addresses[address] = paths.index(path)
+    named = numbered([GivenFile(path, safe_name(path.name)) for path in paths])
+    files_named = {address: FileName(named[place].name) for address, place in addresses.items()}
+    return values | files_named, named
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        _refuse("no_file", f"There is no file {path}.", NO_FILE, f"@{path}")
+    return path
+
+
+def _plan(config: Config, catalog: NodeCatalog, request: Request) -> Plan:
+    """What a run would do, from the catalog alone."""
+    store = WeightStore(config.models, config.manifest.parent)
+    with tempfile.TemporaryDirectory() as folder:
+        given = InputFolder(Path(folder), config.max_input_bytes).lay(request.files)
+        return prepare(
+            request.document,
+            catalog=catalog,
+            manifest=read_manifest(config.manifest),
+            on_disk=store.listing,
+            values=request.values,
+            files=given.keys(),
+            seed=request.seed,
+        )
+
+
+def _check_early(config: Config, request: Request) -> None:
+    """Tell what is wrong before ComfyUI is booted, as far as the saved catalog knows it."""
+    catalog = saved_catalog.load(config)
+    if catalog is None:
+        parse(request.document)
+        return
+    try:
+        _plan(config, catalog, request)
+    except CallerError as err:
+        if not any(problem.code in OUTDATED for problem in err.problems):
+            raise
+
+
+def _credentials() -> dict[str, str]:
+    """Tokens of the environment, for the hosts that they belong to."""
+    given = {host: os.environ.get(name.upper(), "") for name, host in serving.TOKEN_HOSTS.items()}
+    return {host: token for host, token in given.items() if token}
+
+
+def _catalog(config: Config, refresh: bool) -> NodeCatalog:
+    """The saved node catalog, or the one that ComfyUI gives when it is started for that."""
+    saved = None if refresh else saved_catalog.load(config)
+    if saved is not None:
+        return saved
+    errors.print("Asking ComfyUI for its nodes; this is needed once.")
+    with Runner(config) as runner:
+        return runner.catalog(refresh=True)
+
+
+@contextmanager
+def _errors_as_json(wanted: bool) -> Iterator[None]:
+    """Prints an error for a program, too, before it ends the command."""
+    try:
+        yield
+    except ComfyRunnerError as err:
+        if wanted:
+            print(json.dumps({"error": err.as_json()}))
+        raise
+
+
+def _make(out: Path) -> None:
+    """The output folder, made before there is something to lose."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as err:
+        _refuse("bad_folder", f"{out} cannot be written: {err.strerror}.", "Use another.", "--out")
+
+
+def _kept(result: Path, out: Path) -> Path:
+    """A copy of the result in the output folder, under a name that is free there."""
+    target, number = out / result.name, 1
+    while target.exists():
+        number += 1
+        target = out / f"{result.stem}-{number}{result.suffix}"
+    shutil.copyfile(result, target)
+    return target

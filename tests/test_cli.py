@@ -1,0 +1,229 @@
+"""The command line as its users type it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from graphs import HERE, WORKFLOWS, bundled, node, picture
+from PIL import Image
+
+from comfy_runner import __version__
+from comfy_runner.comfyui.client import ComfyClient
+from comfy_runner.comfyui.saved_catalog import save
+from comfy_runner.config import Config
+from comfy_runner.runner import Runner
+
+PROGRAM = str(Path(sys.executable).with_name("comfy-runner"))
+SAMPLED = WORKFLOWS / "text_to_picture.json"
+PHOTO = HERE.parent / "examples" / "astronaut.png"
+
+
+class Program:
+    """`comfy-runner` with its own home, in a folder of its own."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        self.folder = folder
+        self.environment: Mapping[str, str] = {
+            **os.environ,
+            "COMFY_RUNNER_HOME": str(config.home),
+            "COMFY_RUNNER_COMFYUI": str(config.comfyui),
+            "COMFY_RUNNER_MODELS": str(config.models),
+            "COMFY_RUNNER_CUSTOM_NODES": str(config.custom_nodes),
+            "COMFY_RUNNER_DEVICE": "cpu",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def __call__(self, *arguments: object, code: int = 0) -> tuple[str, str]:
+        """Run it to its end; standard output and standard error."""
+        done = subprocess.run(
+            [PROGRAM, *map(str, arguments)],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout, done.stderr
+
+    def workflow(self, document: Any) -> Path:
+        """A workflow file with this content."""
+        path = self.folder / "workflow.json"
+        path.write_text(document if isinstance(document, str) else json.dumps(document))
+        return path
+
+
+@pytest.fixture
+def program(comfy_config: Config, runner: Runner, tmp_path: Path) -> Program:
+    """The program, with the catalog of the shared ComfyUI saved in its home."""
+    with ComfyClient(runner.process.base_url) as client:
+        save(comfy_config, client.catalog())
+    return Program(comfy_config, tmp_path)
+
+
+def test_run_puts_the_results_into_a_folder_and_says_where(program: Program) -> None:
+    out, err = program(
+        *("run", WORKFLOWS / "upscale.json"),
+        *("-i", f"image=@{PHOTO}", "--out", "made", "--format", "jpg"),
+    )
+    (path,) = out.splitlines()
+    assert path == "made/4_Upscaled-photo_upscaled_00001.jpg"
+    with Image.open(program.folder / path) as image:
+        assert image.size == (1024, 1024)
+    assert "node 3 (Upscale)" in err
+    again, _ = program(
+        *("run", program.workflow(picture()), "--out", "made", "--json", "-i", "width=32")
+    )
+    summary = json.loads(again)
+    assert summary["outputs"] == ["made/2_Save-it_plain_00001.png"]
+    assert summary["nodes"] == 2
+
+
+def test_an_interrupted_run_leaves_nothing(program: Program) -> None:
+    slow = program.workflow({"1": node("TestSleep", "Slow", seconds=60.0, interruptible=True)})
+    with subprocess.Popen(
+        [PROGRAM, "run", slow],
+        cwd=program.folder,
+        env=program.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert any("node 1 (Slow)" in line for line in process.stderr)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(60) == 130
+    assert "Traceback" not in rest
+    assert psutil.wait_procs(family, timeout=30)[1] == []
+    assert list((program.folder / "output").iterdir()) == []
+
+
+def test_a_failed_run_has_its_own_exit_code(program: Program) -> None:
+    bad = picture() | {"3": node("TestRaise", "Bad", message="as asked")}
+    out, err = program("run", program.workflow(bad), "--json", code=3)
+    assert json.loads(out)["error"]["code"] == "run_failed"
+    assert "Error: node 3 (Bad, TestRaise) failed: RuntimeError: as asked" in err
+
+
+@pytest.mark.parametrize(
+    ("document", "says"),
+    [
+        ("{oops", "is not JSON"),
+        (picture(width=0), "node 1 (Plain), input width: 0 is below the minimum 1."),
+        ({"1": picture()["1"]}, "The workflow has no output node"),
+    ],
+)
+def test_a_bad_workflow_is_told_before_anything_is_started(
+    program: Program, document: Any, says: str
+) -> None:
+    _, err = program("run", program.workflow(document), code=2)
+    assert says in err
+    assert "Starting ComfyUI" not in err
+
+
+def test_bad_options_are_told(program: Program) -> None:
+    workflow = WORKFLOWS / "upscale.json"
+    assert "Write ADDRESS=VALUE." in program("run", workflow, "-i", "image", code=2)[1]
+    assert "There is no file" in program("run", workflow, "-i", "image=@nope.png", code=2)[1]
+    text = ("run", SAMPLED, "-i", f"Positive prompt.text=@{PHOTO}")
+    assert "It takes STRING, not a file." in program(*text, code=2)[1]
+    assert "two: @@" in program("run", SAMPLED, "-i", "4.text=@home", code=2)[1]
+    out, _ = program("check", SAMPLED, "-i", "4.text=@@home")
+    assert "Sets 4.text" in out
+    (program.folder / "file").write_text("")
+    assert "file cannot be written" in program("run", SAMPLED, "--out", "file", code=2)[1]
+    assert "nope.json cannot be read" in program("run", "nope.json", code=2)[1]
+    assert "is no IP address" in program("serve", "--host", "localhost", code=2)[1]
+    assert "No such option" in program("run", workflow, "--nope", code=2)[1]
+
+
+def test_check_tells_what_would_happen_and_every_problem(program: Program) -> None:
+    out, _ = program("check", WORKFLOWS / "upscale.json", "-i", f"image=@{PHOTO}")
+    assert "4 nodes would run." in out
+    assert "Takes the file astronaut.png for 1.image." in out
+    assert "realesr-animevideov3.safetensors" in out
+    out, _ = program(
+        *("check", SAMPLED, "--json"),
+        *("-i", "7.steps=0", "-i", "nope.x=1"),
+        code=2,
+    )
+    codes = [problem["code"] for problem in json.loads(out)["problems"]]
+    assert sorted(codes) == ["no_such_address", "too_small"]
+    _, err = program("check", program.workflow({"1": node("NoSuchNode")}), code=2)
+    assert "No node class 'NoSuchNode' is installed" in err
+    assert "Seed 7.seed is drawn at random." in program("check", SAMPLED)[0]
+    assert "Seed 7.seed is 1." in program("check", SAMPLED, "--keep-seeds")[0]
+    out, _ = program("check", SAMPLED, "--json", "--seed", 3)
+    plan = json.loads(out)
+    assert plan["problems"] == []
+    assert plan["seeds"] == {"7.seed": 3}
+    assert plan["outputs"] == [{"node_id": "9", "title": "Picture"}]
+
+
+def test_comfyui_is_asked_for_its_nodes_once(program: Program, tmp_path: Path) -> None:
+    program.environment = {**program.environment, "COMFY_RUNNER_HOME": str(tmp_path / "home")}
+    workflow = program.workflow(picture())
+    first, err = program("inputs", workflow)
+    assert "Asking ComfyUI for its nodes" in err
+    again, err = program("inputs", workflow)
+    assert err == ""
+    assert again == first
+    assert list((tmp_path / "home" / "runs").iterdir()) == []
+
+
+def test_inputs_lists_what_can_be_set(program: Program) -> None:
+    out, _ = program("inputs", WORKFLOWS / "text_to_picture.json")
+    assert "Positive prompt.text" in out
+    assert "0 to 18446744073709551615" in out
+    out, _ = program("inputs", program.workflow(bundled("upscale")), "--json")
+    assert json.loads(out)[0] == {
+        "address": "Photo.image",
+        "node_id": "1",
+        "title": "Photo",
+        "class_type": "LoadImage",
+        "input": "image",
+        "kind": "image",
+        "value": "astronaut.png",
+    }
+
+
+def test_doctor_tells_where_things_are(program: Program, comfy_config: Config) -> None:
+    found = json.loads(program("doctor", "--json")[0])
+    assert found["comfyui.path"] == str(comfy_config.comfyui)
+    assert found["comfyui.version"] == "0.30.0"
+    assert found["python.version"].startswith("3.12.")
+    program.environment = {**program.environment, "COMFY_RUNNER_COMFYUI": "/nowhere"}
+    out, _ = program("doctor", code=4)
+    assert "FAIL comfyui.path: /nowhere\n     Run script/bootstrap" in out
+
+
+def test_a_missing_comfyui_is_the_machines_fault(program: Program) -> None:
+    program.environment = {**program.environment, "COMFY_RUNNER_COMFYUI": "/nowhere"}
+    _, err = program("run", program.workflow(picture()), code=4)
+    assert "There is no ComfyUI in /nowhere. Run script/bootstrap." in err
+
+
+def test_a_bad_setting_is_named(program: Program) -> None:
+    program.environment = {**program.environment, "COMFY_RUNNER_DEVICE": "toaster"}
+    _, err = program("check", program.workflow(picture()), code=2)
+    assert "COMFY_RUNNER_DEVICE: 'toaster' is not auto, cpu or cuda." in err
+
+
+def test_the_schema_is_up_to_date(program: Program) -> None:
+    program("schema", "--check")
+
+
+def test_help_names_every_command(program: Program) -> None:
+    out, _ = program("--help")
+    commands = ("run", "check", "inputs", "serve", "schema", "install", "doctor")
+    assert all(f"  {command} " in out for command in commands)
+    assert __version__ in program("--version")[0]
