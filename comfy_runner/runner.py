@@ -13,10 +13,10 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from comfy_runner.comfyui import saved_catalog
-from comfy_runner.comfyui.client import ComfyClient
+from comfy_runner.comfyui.client import ComfyClient, Disconnected
 from comfy_runner.comfyui.process import ComfyProcess
 from comfy_runner.config import Config
-from comfy_runner.errors import StartFailed
+from comfy_runner.errors import MachineError, StartFailed
 from comfy_runner.graph.nodes import NodeCatalog
 from comfy_runner.runs.files import InputFolder, empty
 from comfy_runner.runs.run import Machine, Request, Run, Update
@@ -98,11 +98,16 @@ class Runner:
         """Every node class that the running ComfyUI knows; asked for once, then kept and saved.
 
         With `refresh` it is asked again: a node pack may load now, or list other files.
+
+        Raises: `MachineError` when ComfyUI does not answer.
         """
-        if refresh:
-            self._catalog = saved_catalog.save(self.config, self._client().catalog())
-        elif self._catalog is None:
-            self._catalog = saved_catalog.of(self.config, self._client().catalog)
+        try:
+            if refresh:
+                self._catalog = saved_catalog.save(self.config, self._client().catalog())
+            elif self._catalog is None:
+                self._catalog = saved_catalog.of(self.config, self._client().catalog)
+        except Disconnected as err:
+            raise MachineError(f"ComfyUI did not tell its nodes: {err}") from err
         return self._catalog
 
     def run(self, request: Request) -> Generator[Update]:

@@ -14,6 +14,7 @@ import pytest
 from graphs import bundled, node, picture, quick_and_slow
 from PIL import Image
 
+from comfy_runner.comfyui.client import ComfyClient, Messages
 from comfy_runner.errors import (
     Crashed,
     InvalidInput,
@@ -490,3 +491,27 @@ def test_chatter_of_a_node_pack_is_no_progress(
         with pytest.raises(Stalled, match="no sign of progress"):
             run(runner, {"1": node("TestChatter")}, timeout=60)
     assert names(run(runner, picture())) == ["2_Save-it_plain_00001.png"]
+
+
+def test_a_dropped_socket_loses_no_result(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result is made while nobody listens: it is found when ComfyUI is asked."""
+    opened: list[Messages] = []
+    connect = ComfyClient.connect
+
+    def listen(client: ComfyClient, run_id: str) -> Messages:
+        opened.append(connect(client, run_id))
+        return opened[-1]
+
+    monkeypatch.setattr(ComfyClient, "connect", listen)
+    document = {
+        "1": node("TestSleep", "Slow", seconds=0.5, interruptible=True),
+        "2": node("PreviewAny", "Tell", source=["1", 0]),
+    }
+    made: list[str] = []
+    for update in runner.run(Request(document=document)):
+        if isinstance(update, Progress) and len(opened) == 1:
+            opened[0].close()
+        if isinstance(update, Output):
+            made.append(update.path.name)
+    assert made == ["2_Tell_text.txt"]
+    assert len(opened) == 2

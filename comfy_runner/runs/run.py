@@ -1,5 +1,6 @@
 """One run of one request: planned, fetched for, submitted, followed to its end, collected."""
 
+import contextlib
 import functools
 import logging
 import secrets
@@ -47,9 +48,6 @@ SILENCE = 5.0
 OUTDATED = ("not_in_list", "unknown_class_type")
 """Problems that a saved catalog may be to blame for: a node pack lists what it finds on disk, or
 could not be loaded when the catalog was saved."""
-
-RECONNECT_LIMIT = 10.0
-"""Seconds for a new connection after one that broke."""
 
 CANCEL_GRACE = 5.0
 """Seconds that a cancelled node has to stop before the child is killed."""
@@ -293,7 +291,10 @@ class Run:
                 )
             if now - max(heard, asked) > SILENCE:
                 asked = now
-                yield from self._reconcile(execution)
+                # A node may keep the interpreter to itself, and with it the server, for as long as
+                # the stall limit lets it; that ComfyUI ended would be told by the socket.
+                with contextlib.suppress(Disconnected):
+                    yield from self._reconcile(execution)
 
     def _is_ours(self, message: Message | None) -> bool:
         """Whether a message is a sign of this run's life: node packs send others all the time."""
@@ -305,18 +306,20 @@ class Run:
     def _reconnect(self, cause: Disconnected) -> Messages:
         """A new connection after one that broke.
 
-        Raises: `Crashed` when it broke because ComfyUI ended, `MachineError` when it is deaf.
+        Raises: `Crashed` when it broke because ComfyUI ended, `TimedOut` or `Stalled` when it keeps
+        silent for longer than it may.
         """
-        process = self._machine.process
-        limit = time.monotonic() + RECONNECT_LIMIT
-        while time.monotonic() < limit:
+        process, limit = self._machine.process, self._machine.stall_timeout
+        since = time.monotonic()
+        while time.monotonic() - since < limit:
+            self._check_deadline("while it ran")
             if not process.alive:
                 raise Crashed(process.exit_code, process.tail(20), "during the run") from cause
             try:
                 return self._machine.client.connect(self.id)
             except Disconnected:
                 self._cancelled.wait(TICK)
-        raise MachineError(f"ComfyUI does not answer any more: {cause}") from cause
+        raise Stalled(f"ComfyUI has not answered for {limit:.0f} s: {cause}") from cause
 
     def _reconcile(self, execution: Execution) -> Iterator[RunEvent]:
         """Ask how the run stands, in place of messages that may have been missed."""
