@@ -28,7 +28,8 @@ from comfy_runner.graph.nodes import NodeCatalog
 from comfy_runner.graph.values import FileName
 from comfy_runner.graph.workflow import MAX_DOCUMENT_BYTES, parse
 from comfy_runner.runner import Runner
-from comfy_runner.runs.files import GivenFile, InputFolder, numbered, safe_name
+from comfy_runner.runs.files import GivenFile, InputFolder, numbered
+from comfy_runner.runs.outputs import free_name
 from comfy_runner.runs.plan import Plan, prepare
 from comfy_runner.runs.results import Output
 from comfy_runner.runs.run import OUTDATED, Request
@@ -333,7 +334,7 @@ def _request_values(
             if path not in paths:
                 paths.append(path)
             addresses[address] = paths.index(path)
-    named = numbered([GivenFile(path, safe_name(path.name)) for path in paths])
+    named = numbered([GivenFile(path, path.name) for path in paths])
     files_named = {address: FileName(named[place].name) for address, place in addresses.items()}
     return values | files_named, named
 
@@ -411,9 +412,6 @@ def _make(out: Path) -> None:
 
 def _kept(result: Path, out: Path) -> Path:
     """A copy of the result in the output folder, under a name that is free there."""
-    target, number = out / result.name, 1
-    while target.exists():
-        number += 1
-        target = out / f"{result.stem}-{number}{result.suffix}"
+    target = out / free_name(result.stem, result.suffix, lambda name: (out / name).exists())
     shutil.copyfile(result, target)
     return target

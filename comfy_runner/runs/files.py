@@ -25,6 +25,7 @@ from comfy_runner.errors import InvalidInput, MachineError, Problem
 from comfy_runner.fetch.download import Patience, fetch
 from comfy_runner.fetch.urls import clean_name
 from comfy_runner.graph.check import shown
+from comfy_runner.runs.outputs import free_name
 from comfy_runner.runs.plan import FileNeed
 
 log = logging.getLogger(__name__)
@@ -280,11 +281,8 @@ def numbered(files: Sequence[GivenFile]) -> tuple[GivenFile, ...]:
     named: dict[str, GivenFile] = {}
     for file in files:
         first = PurePosixPath(safe_name(file.name))
-        name, number = first.name, 1
-        while name in named:
-            number += 1
-            name = f"{first.stem}-{number}{first.suffix}"
-        if number > 1:
+        name = free_name(first.stem, first.suffix, named.__contains__)
+        if name != first.name:
             log.info("Another file is called %s, too: this one is known as %s.", first.name, name)
         named[name] = replace(file, name=name)
     return tuple(

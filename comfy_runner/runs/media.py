@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from PIL import Image, ImageOps, ImageSequence
 
+from comfy_runner.runs.outputs import free_name
+
 log = logging.getLogger(__name__)
 
 OutputFormat = Literal["original", "webp", "jpg", "png"]
@@ -38,7 +40,9 @@ def reencode(picture: Path, wanted: OutputFormat, quality: int) -> Path:
     """
     if wanted == "original" or picture.suffix.lower() not in PICTURES:
         return picture
-    target = _free(picture, wanted)
+    folder = picture.parent
+    name = free_name(picture.stem, f".{wanted}", lambda name: (folder / name).exists())
+    target = folder / name
     try:
         with Image.open(picture) as image:
             if _holds(image, wanted):
@@ -52,15 +56,6 @@ def reencode(picture: Path, wanted: OutputFormat, quality: int) -> Path:
     except UNREADABLE as err:
         log.warning("%s stays as it is: %s", picture.name, err)
         return picture
-    return target
-
-
-def _free(picture: Path, wanted: str) -> Path:
-    """The picture's name with the wanted ending, numbered where such a file is there already."""
-    target, number = picture.with_suffix(f".{wanted}"), 1
-    while target.exists():
-        number += 1
-        target = picture.with_name(f"{picture.stem}-{number}.{wanted}")
     return target
 
 

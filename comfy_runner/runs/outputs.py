@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -83,11 +83,17 @@ def name_for(node: Node | None, node_id: str, made: str, taken: set[str]) -> str
     suffix = re.sub(r"[^A-Za-z0-9.]", "", path.suffix)[:12]
     parts = (node_id, node.label if node else "", path.name.removesuffix(path.suffix))
     stem = "_".join(part for part in map(_safe, parts) if part) or "output"
+    name = free_name(stem, suffix, lambda name: name.lower() in taken)
+    taken.add(name.lower())
+    return name
+
+
+def free_name(stem: str, suffix: str, is_taken: Callable[[str], bool]) -> str:
+    """The first of `STEM.png`, `STEM-2.png`, `STEM-3.png`, ... that is not taken."""
     name, number = f"{stem}{suffix}", 1
-    while name.lower() in taken:
+    while is_taken(name):
         number += 1
         name = f"{stem}-{number}{suffix}"
-    taken.add(name.lower())
     return name
 
 

@@ -30,9 +30,6 @@ RUN_MARK = "comfy_runner_run"
 SHOWN_FILES = 12
 """How many of the given files an error lists before it only counts them."""
 
-LONGEST_NAME = 300
-"""Characters from which on a value is no file's name."""
-
 
 @dataclass(frozen=True, slots=True)
 class FileNeed:
@@ -284,8 +281,7 @@ def _no_file(node: Node, spec: InputSpec, value: str, files: Collection[str]) ->
     names = sorted(files)
     given = ", ".join(names[:SHOWN_FILES]) or "none"
     given += f" and {len(names) - SHOWN_FILES} more" if names[SHOWN_FILES:] else ""
-    # A whole picture, pasted as text, is like no name, and comparing it would take minutes.
-    guess = did_you_mean(value, files) if len(value) < LONGEST_NAME else ""
+    guess = did_you_mean(value, files)
     return node.problem(
         "file_not_given",
         f"The {spec.file_kind} {shown(value)} did not come with the request"

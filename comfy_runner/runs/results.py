@@ -1,6 +1,5 @@
 """Turns what nodes report into result files of the run's own."""
 
-import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,6 @@ from comfy_runner.graph.workflow import Workflow
 from comfy_runner.runs.files import link_or_copy
 from comfy_runner.runs.media import OutputFormat, reencode
 from comfy_runner.runs.outputs import OutputFile, files, name_for, values
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

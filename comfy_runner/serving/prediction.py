@@ -241,10 +241,7 @@ def _text(url: str, field: str, timeout: float) -> bytes:
         except Cancelled as err:
             raise TimedOut(f"{field} did not arrive from its URL within {timeout:g} s.") from err
         except CallerError as err:
-            raise InvalidInput(
-                Problem(problem.code, problem.what, problem.hint, input=field)
-                for problem in err.problems
-            ) from err
+            raise InvalidInput(replace(problem, input=field) for problem in err.problems) from err
         return target.read_bytes()
 
 
