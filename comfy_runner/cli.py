@@ -221,13 +221,12 @@ def serve(
     """Serve predictions over HTTP with Cog's own server, without Docker."""
     config = Config.from_environment()
     try:
-        ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host)
     except ValueError:
         _refuse("bad_host", f"{host!r} is no IP address.", "Use 127.0.0.1 or 0.0.0.0.", "--host")
     try:
-        with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, port))
+        family = socket.AF_INET6 if address.version == 6 else socket.AF_INET  # noqa: PLR2004
+        socket.create_server((host, port), family=family).close()
     except OSError as err:
         what = f"{host}:{port} cannot be listened on: {err.strerror}."
         _refuse("bad_port", what, "Choose another port.", "--port")

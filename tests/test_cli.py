@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -144,6 +145,13 @@ def test_bad_options_are_told(program: Program) -> None:
     assert "nope.json cannot be read" in program("run", "nope.json", code=2)[1]
     assert "is no IP address" in program("serve", "--host", "localhost", code=2)[1]
     assert "No such option" in program("run", workflow, "--nope", code=2)[1]
+
+
+def test_a_taken_port_is_told_before_anything_is_started(program: Program) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        _, err = program("serve", "--port", port, code=2)
+    assert f"127.0.0.1:{port} cannot be listened on: Address already in use" in err
 
 
 def test_check_tells_what_would_happen_and_every_problem(program: Program) -> None:
