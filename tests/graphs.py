@@ -1,11 +1,11 @@
 """Small workflows and the catalog that many tests share."""
 
-import gzip
 import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from comfy_runner.comfyui import saved_catalog
 from comfy_runner.graph.nodes import NodeCatalog
 
 HERE = Path(__file__).resolve().parent
@@ -15,7 +15,7 @@ WORKFLOWS = HERE.parent / "workflows"
 @cache
 def catalog() -> NodeCatalog:
     """The catalog of ComfyUI 0.30.0 with no custom nodes and empty model folders."""
-    return NodeCatalog(json.loads(gzip.decompress(fixture("catalog.json.gz"))))
+    return saved_catalog.builtin()
 
 
 def fixture(name: str) -> bytes:

@@ -12,10 +12,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from comfy_runner.comfyui.definitions import holds_classes, sound
 from comfy_runner.config import Config
+from comfy_runner.errors import InvalidInput, Problem
 from comfy_runner.graph.nodes import NodeCatalog
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
+
+BUILTIN = Path(__file__).with_name("core_catalog.json.gz")
+
+GZIP = b"\x1f\x8b"
 
 KEPT = 5
 """How many catalogs are kept: a few installations may share one home."""
@@ -38,8 +44,38 @@ def load(config: Config) -> NodeCatalog | None:
     return NodeCatalog(raw)
 
 
+def builtin() -> NodeCatalog:
+    """The classes of ComfyUI 0.30.0 itself, its API nodes included, as with empty model folders."""
+    return NodeCatalog(json.loads(gzip.decompress(BUILTIN.read_bytes())))
+
+
+def read(path: Path) -> NodeCatalog:
+    """The catalog in a file: what `/object_info` answers, or what was saved here; gzipped or not.
+
+    Odd definitions of custom nodes are made sound. Raises: `InvalidInput` when the file cannot be
+    read or holds something else.
+    """
+    try:
+        content = path.read_bytes()
+        raw = json.loads(gzip.decompress(content) if content.startswith(GZIP) else content)
+        raw = raw if isinstance(raw, dict) else {}
+        info = raw.get("object_info", raw)
+        classes = sound(info) if holds_classes(info) else {}
+    except OSError as err:
+        raise _no_catalog(path, f"It cannot be read: {err.strerror}.") from err
+    except (EOFError, ValueError, RecursionError, zlib.error) as err:
+        raise _no_catalog(path, f"It is neither JSON nor gzipped JSON: {err}.") from err
+    if not classes:
+        raise _no_catalog(path, "It holds no node classes.")
+    return NodeCatalog({**(raw if "object_info" in raw else {}), "object_info": classes})
+
+
 def save(config: Config, raw: Mapping[str, Any]) -> NodeCatalog:
-    """Keep what `ComfyClient.catalog()` gave; a disk that takes no file costs only time later."""
+    """Keep what `ComfyClient.catalog()` gave; a disk that takes no file costs only time later.
+
+    Odd definitions of custom nodes are made sound.
+    """
+    raw = {**raw, "object_info": sound(raw["object_info"])}
     catalog, path = NodeCatalog(raw), _path(config)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +93,11 @@ def save(config: Config, raw: Mapping[str, Any]) -> NodeCatalog:
 def of(config: Config, ask: Callable[[], Mapping[str, Any]]) -> NodeCatalog:
     """The saved catalog, or else the one that a running ComfyUI gives, which is then saved."""
     return load(config) or save(config, ask())
+
+
+def _no_catalog(path: Path, what: str) -> InvalidInput:
+    hint = "Give what ComfyUI answers at /object_info."
+    return InvalidInput([Problem("no_catalog", what, hint, input=str(path))])
 
 
 def _age(path: Path) -> float:

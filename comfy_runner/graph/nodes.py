@@ -1,6 +1,6 @@
 """What each node class takes and gives: the catalog that ComfyUI reports about itself."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -89,6 +89,12 @@ class NodeClass:
     """Input that names a file of ComfyUI's input folder, to the subfolder that it lists."""
     unchecked: frozenset[str]
     """Inputs whose range and choices the class checks itself; `*` is all, `@types` links too."""
+    title: str
+    """What the editor calls a node of the class."""
+    order: Mapping[str, tuple[str, ...]]
+    """Names of the `required` and `optional` inputs in the class's own order."""
+    output_matches: tuple[str, ...]
+    """For each output whose type follows the inputs, the id of their template; else nothing."""
 
     def inputs(self, values: Mapping[str, Any]) -> dict[str, InputSpec]:
         """Name to spec of every input that the class has, given a node's present values.
@@ -108,7 +114,7 @@ class NodeClass:
     ) -> Iterator[InputSpec]:
         for section in ("required", "optional"):
             for name, raw in (definition.get(section) or {}).items():
-                kind, options = _type_and_options(raw)
+                kind, options = type_and_options(raw)
                 full = f"{prefix}{name}"
                 required = section == "required"
                 match kind:
@@ -180,6 +186,7 @@ class NodeCatalog:
         self.raw = raw
         self._info: Mapping[str, Any] = raw["object_info"]
         self._parsed: dict[str, NodeClass] = {}
+        self._derived: dict[tuple[Any, str], Any] = {}
         self._folders: dict[str, dict[str, str]] = {}
         self._extras: dict[str, dict[str, tuple[Any, ...]]] = {}
         for entry in raw.get("model_inputs", ()):
@@ -216,8 +223,28 @@ class NodeCatalog:
                 extras=self._extras.get(class_type, {}),
                 file_inputs=self._file_inputs.get(class_type, {}),
                 unchecked=frozenset(self.raw.get("unchecked", {}).get(class_type, ())),
+                title=str(info.get("display_name") or class_type),
+                order={
+                    section: tuple(names)
+                    for section, names in (info.get("input_order") or {}).items()
+                },
+                output_matches=tuple(name or "" for name in info.get("output_matchtypes") or ()),
             )
         return self._parsed[class_type]
+
+    def derived[T](self, make: Callable[[NodeClass], T], class_type: str) -> T | None:
+        """What `make` makes of that class, made once; `None` when it is not installed."""
+        key = (make, class_type)
+        if key not in self._derived:
+            known = self.get(class_type)
+            self._derived[key] = None if known is None else make(known)
+        made: T | None = self._derived[key]
+        return made
+
+    def with_classes_of(self, other: "NodeCatalog") -> "NodeCatalog":
+        """A catalog of the classes of both; what both have is as in `other`."""
+        info = {**self._info, **other.raw["object_info"]}
+        return NodeCatalog({**self.raw, **other.raw, "object_info": info})
 
     def model_folder(self, name: str) -> ModelFolder | None:
         """What that model folder lists, or `None` when this ComfyUI has no such folder."""
@@ -261,7 +288,7 @@ def types_fit(given: str, wanted: str) -> bool:
     return bool(left & right or left & anything or right & anything)
 
 
-def _type_and_options(raw: Any) -> tuple[Any, Mapping[str, Any]]:
+def type_and_options(raw: Any) -> tuple[Any, Mapping[str, Any]]:
     """Split `[type]` or `[type, options]`; an odd definition of a custom node counts as `*`."""
     match raw:
         case [kind, dict() as options, *_]:
