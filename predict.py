@@ -26,15 +26,20 @@ class Predictor(BaseRunner):
     def run(
         self,
         workflow_json: str = Input(
-            description="The workflow in ComfyUI's API format: its JSON, an http(s) URL or a data URI.",
+            description="The workflow, as ComfyUI's editor saves or exports it: its JSON, or an http(s) URL or data URI of it or of a picture or other file that ComfyUI made.",
             default="",
         ),
         workflow_file: Path | None = Input(
-            description="The workflow as an uploaded file, instead of workflow_json.",
+            description="The workflow as an uploaded file, instead of workflow_json: JSON, or a picture, video, recording or model that ComfyUI saved with its workflow in it.",
             default=None,
         ),
+        prefer: str = Input(
+            description="Which graph runs where a file holds two: prompt is the one that made it, workflow is the editor's.",
+            choices=["prompt", "workflow"],
+            default="prompt",
+        ),
         inputs: str = Input(
-            description="""Values to set in the workflow, as JSON: {"6.text": "a fox", "KSampler.steps": 20}. An address is NODE.INPUT, where NODE is an id, a title or a class_type.""",
+            description="""Values to set in the workflow, as JSON: {"6.text": "a fox", "KSampler.steps": 20}. An address is NODE.INPUT, where NODE is an id, a title or a class_type; or a name that the workflow's app shows.""",
             default="",
         ),
         input_file: Path | None = Input(
@@ -65,14 +70,9 @@ class Predictor(BaseRunner):
             ge=0,
             le=100,
         ),
-        return_temp_files: bool = Input(
-            description="Return temporary files too, such as previews.",
-            default=False,
-        ),
-        force_reset_cache: bool = Input(
-            description="Run every node again, whatever is cached from earlier runs.",
-            default=False,
-        ),
+        return_temp_files: bool = Input(description="Return temporary files too.", default=False),
+        all_outputs: bool = Input(description="Return what its app hides, too.", default=False),
+        force_reset_cache: bool = Input(description="Run cached nodes again.", default=False),
         timeout: float | None = Input(
             description="Seconds after which the run is stopped; blank for the server's limit.",
             default=None,
@@ -88,7 +88,7 @@ class Predictor(BaseRunner):
         ),
     ) -> Iterator[Path]:
         """Run the workflow and yield each result file the moment its node has made it."""
-        given = dict(locals())
+        given = dict(locals(), max_bytes=self.runner.config.max_input_bytes)
         del given["self"]
         narrator = serving.Narrator(self.record_metric)
         with closing(self.runner.run(serving.request(**given))) as updates:

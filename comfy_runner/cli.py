@@ -8,11 +8,12 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, BinaryIO, NoReturn
 
 import typer
 
@@ -21,12 +22,17 @@ from comfy_runner.comfyui import install as installer
 from comfy_runner.comfyui import saved_catalog
 from comfy_runner.config import Config
 from comfy_runner.console import Narration, errors, show_inputs, show_plan
+from comfy_runner.convert.editor import Conversion
+from comfy_runner.convert.formats import read_workflow
+from comfy_runner.converting import convert_all, remarks, to_json, write
 from comfy_runner.doctor import examine
+from comfy_runner.documents import source
 from comfy_runner.errors import CallerError, ComfyRunnerError, InvalidInput, Problem, RunError
 from comfy_runner.graph import inputs as workflow_inputs
+from comfy_runner.graph.document import is_editor, load
 from comfy_runner.graph.nodes import NodeCatalog
 from comfy_runner.graph.values import FileName
-from comfy_runner.graph.workflow import MAX_DOCUMENT_BYTES, parse
+from comfy_runner.graph.workflow import parse
 from comfy_runner.runner import Runner
 from comfy_runner.runs.files import GivenFile, InputFolder, numbered
 from comfy_runner.runs.outputs import free_name
@@ -73,6 +79,13 @@ class PictureFormat(StrEnum):
     PNG = "png"
 
 
+class Preference(StrEnum):
+    """Formats of a graph, named as ComfyUI names them in the files it saves."""
+
+    PROMPT = "prompt"
+    WORKFLOW = "workflow"
+
+
 class Way(StrEnum):
     """Where ComfyUI can be had from."""
 
@@ -82,8 +95,17 @@ class Way(StrEnum):
 
 NO_FILE = "Check the path; a text that begins with @ is written with two: @@."
 
-WorkflowArgument = Annotated[
-    Path, typer.Argument(help="Workflow file in ComfyUI's API format.", metavar="WORKFLOW")
+_workflow = typer.Argument(
+    help="Workflow as the editor saves or exports it, or a file that ComfyUI made (picture, video,"
+    " recording, model): a path, a URL, a data URI, or - for standard input.",
+    metavar="WORKFLOW",
+)
+WorkflowArgument = Annotated[str, _workflow]
+PreferOption = Annotated[
+    Preference,
+    typer.Option(
+        help="Which graph counts where there are two: prompt has run, workflow is the editor's."
+    ),
 ]
 ValueOption = Annotated[
     list[str] | None,
@@ -103,6 +125,9 @@ SeedOption = Annotated[
 ]
 KeepSeedsOption = Annotated[
     bool, typer.Option("--keep-seeds", help="Keep the workflow's own seeds.")
+]
+AllOutputsOption = Annotated[
+    bool, typer.Option("--all-outputs", help="Outputs too that its App Mode does not show.")
 ]
 RefreshOption = Annotated[
     bool, typer.Option("--refresh", help="Ask ComfyUI for its nodes, even if they are known.")
@@ -126,6 +151,7 @@ def main() -> None:
 @app.command()
 def run(
     workflow: WorkflowArgument,
+    prefer: PreferOption = Preference.PROMPT,
     value: ValueOption = None,
     file: FileOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("output"),
@@ -136,14 +162,17 @@ def run(
     ] = PictureFormat.ORIGINAL,
     quality: Annotated[int, typer.Option(min=0, max=100, help="Quality of jpg and webp.")] = 95,
     previews: Annotated[bool, typer.Option("--previews", help="Temporary files too.")] = False,
+    all_outputs: AllOutputsOption = False,
     timeout: Annotated[float | None, typer.Option(min=1, help="Seconds for the run.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a workflow and put its results into a folder."""
     config = Config.from_environment()
     values, files = _request_values(value, file)
+    with _errors_as_json(as_json):
+        document = _read(workflow, prefer, config)
     request = Request(
-        document=_read(workflow),
+        document=document,
         values=values,
         files=files,
         seed=seed,
@@ -151,6 +180,7 @@ def run(
         output_format=picture_format.value,
         output_quality=quality,
         previews=previews,
+        all_outputs=all_outputs,
         timeout=timeout,
         credentials=_credentials(),
     )
@@ -175,18 +205,23 @@ def run(
 @app.command()
 def check(
     workflow: WorkflowArgument,
+    prefer: PreferOption = Preference.PROMPT,
     value: ValueOption = None,
     file: FileOption = None,
     seed: SeedOption = None,
     keep_seeds: KeepSeedsOption = False,
+    all_outputs: AllOutputsOption = False,
     refresh: RefreshOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run would fetch, set and run, and every problem; nothing is run."""
     config = Config.from_environment()
     values, files = _request_values(value, file)
-    request = Request(document=_read(workflow), values=values, files=files, seed=seed)
     try:
+        document = _read(workflow, prefer, config)
+        request = Request(
+            document=document, values=values, files=files, seed=seed, all_outputs=all_outputs
+        )
         plan = _plan(config, _catalog(config, refresh), request)
     except CallerError as err:
         if as_json:
@@ -202,15 +237,74 @@ def check(
 
 @app.command()
 def inputs(
-    workflow: WorkflowArgument, refresh: RefreshOption = False, as_json: JsonOption = False
+    workflow: WorkflowArgument,
+    prefer: PreferOption = Preference.PROMPT,
+    refresh: RefreshOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List what can be set in a workflow: address, type, present value, range."""
     config = Config.from_environment()
-    found = workflow_inputs.discover(parse(_read(workflow)), _catalog(config, refresh))
+    with _errors_as_json(as_json):
+        document, catalog = _read(workflow, prefer, config), _catalog(config, refresh)
+        conversion = read_workflow(document, catalog)
+    _tell(conversion)
+    found = workflow_inputs.discover(conversion.workflow, catalog, conversion.exposed)
     if as_json:
         print(json.dumps([settable.as_json() for settable in found]))
     else:
         show_inputs(found)
+
+
+@app.command()
+def convert(
+    workflows: Annotated[list[str], _workflow],
+    prefer: PreferOption = Preference.PROMPT,
+    object_info: Annotated[
+        Path | None,
+        typer.Option(
+            help="What ComfyUI answers at /object_info, gzipped or not. Default: ComfyUI's own"
+            " nodes, and the custom nodes here once ComfyUI has told them."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File for the result.", metavar="FILE")
+    ] = None,
+    out_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the results of several workflows: NAME.json, or NAME.error.json."
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Decides the {a|b} of dynamic prompts.")
+    ] = None,
+) -> None:
+    """Print a workflow in API format, as the editor would send it; nothing is run."""
+    config = Config.from_environment()
+    catalog = _offline_catalog(config, object_info)
+    now = datetime.now().astimezone()
+
+    def converted(workflow: str) -> Conversion:
+        document = _read(workflow, prefer, config)
+        return read_workflow(document, catalog, seed=seed, now=now)
+
+    if out_dir is not None:
+        if out is not None:
+            _refuse("two_outputs", "Both --out and --out-dir are given.", "Give one.", "--out")
+        _make(out_dir, "--out-dir")
+        _convert_into(out_dir, workflows, converted)
+        return
+    if len(workflows) > 1:
+        _refuse("no_folder", "There are several workflows.", "Give --out-dir DIR.", "WORKFLOW")
+    conversion = converted(workflows[0])
+    _tell(conversion)
+    if out is None:
+        print(to_json(conversion))
+        return
+    try:
+        write(out, to_json(conversion))
+    except OSError as err:
+        _refuse("bad_file", f"{out} cannot be written: {err.strerror}.", "Use another.", "--out")
 
 
 @app.command()
@@ -294,6 +388,11 @@ def doctor(as_json: JsonOption = False) -> None:
         sys.exit(EXIT_MACHINE)
 
 
+def _tell(conversion: Conversion) -> None:
+    for note in remarks(conversion):
+        errors.print(f"Note: {note}", markup=False)
+
+
 def _fail(err: Exception, exit_code: int) -> NoReturn:
     errors.print(f"Error: {err}", markup=False)
     sys.exit(exit_code)
@@ -303,15 +402,16 @@ def _refuse(code: str, what: str, hint: str, field: str) -> NoReturn:
     raise InvalidInput([Problem(code, what, hint, input=field)])
 
 
-def _read(workflow: Path) -> bytes:
-    """The workflow file's content."""
-    try:
-        with workflow.open("rb") as file:
-            return file.read(MAX_DOCUMENT_BYTES + 1)
-    except OSError as err:
-        _refuse(
-            "no_file", f"{workflow} cannot be read: {err.strerror}.", "Check the path.", "WORKFLOW"
-        )
+def _read(workflow: str, prefer: Preference, config: Config) -> Mapping[str, Any]:
+    """The graph of the workflow that the command line names."""
+    place: Path | BinaryIO | str = Path(workflow)
+    if workflow == "-":
+        place = sys.stdin.buffer
+    elif source.is_address(workflow):
+        place = workflow
+    return source.read(
+        place, prefer=prefer.value, max_bytes=config.max_input_bytes, field="WORKFLOW"
+    )
 
 
 def _request_values(
@@ -357,6 +457,8 @@ def _plan(config: Config, catalog: NodeCatalog, request: Request) -> Plan:
             values=request.values,
             files=given.keys(),
             seed=request.seed,
+            now=datetime.now().astimezone(),
+            all_outputs=request.all_outputs,
         )
 
 
@@ -364,13 +466,40 @@ def _check_early(config: Config, request: Request) -> None:
     """Tell what is wrong before ComfyUI is booted, as far as the saved catalog knows it."""
     catalog = saved_catalog.load(config)
     if catalog is None:
-        parse(request.document)
+        graph = load(request.document)
+        if not is_editor(graph):
+            parse(graph)
         return
     try:
         _plan(config, catalog, request)
     except CallerError as err:
         if not any(problem.code in OUTDATED for problem in err.problems):
             raise
+
+
+def _convert_into(
+    folder: Path, workflows: Sequence[str], converted: Callable[[str], Conversion]
+) -> None:
+    """Convert them all, telling each, and exit according to what failed."""
+    failed: list[ComfyRunnerError] = []
+    for result in convert_all(workflows, folder, converted):
+        print(result.path, flush=True)
+        for note in result.notes:
+            errors.print(f"{result.source}: note: {note}", markup=False)
+        if result.error is not None:
+            errors.print(f"{result.source}: {result.error}", markup=False)
+            failed.append(result.error)
+    if failed:
+        errors.print(f"{len(failed)} of {len(workflows)} could not be converted.")
+        sys.exit(EXIT_CALLER if isinstance(failed[0], CallerError) else EXIT_MACHINE)
+
+
+def _offline_catalog(config: Config, object_info: Path | None) -> NodeCatalog:
+    """The given catalog, or ComfyUI's own with the custom nodes that are known here."""
+    if object_info is not None:
+        return saved_catalog.read(object_info)
+    own, saved = saved_catalog.builtin(), saved_catalog.load(config)
+    return own if saved is None else own.with_classes_of(saved)
 
 
 def _credentials() -> dict[str, str]:
@@ -400,13 +529,13 @@ def _errors_as_json(wanted: bool) -> Iterator[None]:
         raise
 
 
-def _make(out: Path) -> None:
+def _make(out: Path, option: str = "--out") -> None:
     """The output folder, made before there is something to lose."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as err:
-        _refuse("bad_folder", f"{out} cannot be written: {err.strerror}.", "Use another.", "--out")
+        _refuse("bad_folder", f"{out} cannot be written: {err.strerror}.", "Use another.", option)
 
 
 def _kept(result: Path, out: Path) -> Path:

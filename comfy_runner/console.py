@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Self
 
 from rich.console import Console
@@ -139,11 +139,14 @@ def show_plan(plan: Plan, *, random_seeds: bool) -> None:
         out.print(note)
 
 
-def show_inputs(found: Iterable[Settable]) -> None:
-    """Print what can be set as a table, on standard output."""
+def show_inputs(found: Collection[Settable]) -> None:
+    """Print what can be set as a table, on standard output; what the author chose has a star."""
+    if any(settable.exposed for settable in found):
+        errors.print("* is what the workflow's app shows.")
     table = Table("Address", "Type", "Value", "Allowed", box=None, pad_edge=False)
     for settable in found:
-        table.add_row(settable.address, settable.kind, _short(settable.value), _allowed(settable))
+        address = f"{settable.address} *" if settable.exposed else settable.address
+        table.add_row(address, settable.kind, _short(settable.value), _allowed(settable))
     _table_console().print(table)
 
 

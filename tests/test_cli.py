@@ -1,5 +1,6 @@
 """The command line as its users type it."""
 
+import base64
 import json
 import os
 import signal
@@ -12,13 +13,16 @@ from typing import Any
 
 import psutil
 import pytest
+from fakes.file_server import running
 from graphs import HERE, WORKFLOWS, bundled, node, picture
 from PIL import Image
+from saved_files import png
 
 from comfy_runner import __version__
 from comfy_runner.comfyui.client import ComfyClient
 from comfy_runner.comfyui.saved_catalog import save
 from comfy_runner.config import Config
+from comfy_runner.documents import source
 from comfy_runner.runner import Runner
 
 PROGRAM = str(Path(sys.executable).with_name("comfy-runner"))
@@ -41,19 +45,19 @@ class Program:
             "OMP_NUM_THREADS": "1",
         }
 
-    def __call__(self, *arguments: object, code: int = 0) -> tuple[str, str]:
-        """Run it to its end; standard output and standard error."""
+    def __call__(self, *arguments: object, code: int = 0, given: bytes = b"") -> tuple[str, str]:
+        """Run it to its end with this standard input; standard output and standard error."""
         done = subprocess.run(
             [PROGRAM, *map(str, arguments)],
             cwd=self.folder,
             env=self.environment,
+            input=given,
             capture_output=True,
-            text=True,
             timeout=180,
             check=False,
         )
         assert done.returncode == code, done.stderr
-        return done.stdout, done.stderr
+        return done.stdout.decode(), done.stderr.decode()
 
     def workflow(self, document: Any) -> Path:
         """A workflow file with this content."""
@@ -86,6 +90,7 @@ def test_run_puts_the_results_into_a_folder_and_says_where(program: Program) -> 
     summary = json.loads(again)
     assert summary["outputs"] == ["made/2_Save-it_plain_00001.png"]
     assert summary["nodes"] == 2
+    assert source.read(program.folder / summary["outputs"][0]) == picture(width=32)
 
 
 def test_an_interrupted_run_leaves_nothing(program: Program) -> None:
@@ -129,6 +134,25 @@ def test_a_bad_workflow_is_told_before_anything_is_started(
     _, err = program("run", program.workflow(document), code=2)
     assert says in err
     assert "Starting ComfyUI" not in err
+
+
+def test_a_workflow_comes_from_many_places(program: Program) -> None:
+    saved = png({"prompt": json.dumps(picture()), "workflow": '{"nodes": []}'})
+    path = program.folder / "saved.png"
+    path.write_bytes(saved)
+    uri = f"data:image/png;base64,{base64.b64encode(saved).decode()}"
+    with running() as server:
+        for place in (path, uri, server.serve("saved.png", saved), "-"):
+            out, _ = program("inputs", place, "--json", given=saved)
+            assert json.loads(out)[0]["class_type"] == "EmptyImage"
+    out, _ = program("check", path)
+    assert "2 nodes would run." in out
+    _, err = program("check", "-", "--prefer", "workflow", code=2, given=saved)
+    assert "The workflow has no nodes" in err
+    out, err = program("run", PHOTO, "--json", code=2)
+    assert "input WORKFLOW: It is a PNG picture with no metadata." in err
+    assert json.loads(out)["error"]["problems"][0]["code"] == "no_embedded_workflow"
+    assert "'nope' is not" in program("run", path, "--prefer", "nope", code=2)[1]
 
 
 def test_bad_options_are_told(program: Program) -> None:
@@ -202,6 +226,19 @@ def test_inputs_lists_what_can_be_set(program: Program) -> None:
         "kind": "image",
         "value": "astronaut.png",
     }
+
+
+def test_inputs_tells_what_an_app_shows_and_what_is_wrong(program: Program) -> None:
+    app = {
+        "nodes": [{"id": 1, "type": "EmptyImage", "widgets_values": [8, 16, 1, 0]}],
+        "extra": {"linearData": {"inputs": [[1, "height"], [1, "gone"]]}},
+    }
+    out, err = program("inputs", program.workflow(app))
+    assert out.splitlines()[1].startswith("height * ")
+    assert "* is what the workflow's app shows." in err
+    assert "Note: The app shows input gone of node 1" in err
+    out, _ = program("inputs", program.workflow("{}"), "--json", code=2)
+    assert json.loads(out)["error"]["problems"][0]["code"] == "empty_workflow"
 
 
 def test_doctor_tells_where_things_are(program: Program, comfy_config: Config) -> None:

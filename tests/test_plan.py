@@ -11,6 +11,7 @@ from graphs import bundled, catalog, node, picture
 from hypothesis import given
 from hypothesis import strategies as st
 
+from comfy_runner.convert.formats import read_workflow
 from comfy_runner.errors import CallerError, InvalidInput, InvalidWorkflow, UnknownModel
 from comfy_runner.graph.nodes import ModelFolder
 from comfy_runner.runs.plan import RUN_MARK, FileNeed, Plan, is_url, prepare
@@ -60,6 +61,7 @@ def plan(
     weights: Manifest = OURS,
     disk: Collection[str] = (),
     seed: int | None = None,
+    **more: Any,
 ) -> Plan:
     """`disk` is the models that are there already, as `folder/name`."""
 
@@ -74,6 +76,7 @@ def plan(
         values=values,
         files=files,
         seed=seed,
+        **more,
     )
 
 
@@ -494,3 +497,84 @@ def test_the_plan_as_json_tells_all_but_secrets() -> None:
     assert told["seeds"] == {"7.seed": 9}
     text = json.dumps(told)
     assert not re.search("s3cret|pa55|czNjcmV0", text)
+
+
+def editor(*nodes: dict[str, Any], links: list[Any], **extra: Any) -> dict[str, Any]:
+    """A document in the editor's format."""
+    return {"nodes": list(nodes), "links": links, "version": 0.4, "extra": extra}
+
+
+def ui(node_id: int, class_type: str, *values: Any, **more: Any) -> dict[str, Any]:
+    return {"id": node_id, "type": class_type, "widgets_values": list(values), **more}
+
+
+def into(name: str, link: int) -> dict[str, Any]:
+    return {"inputs": [{"name": name, "type": "*", "link": link}]}
+
+
+TWO_SAVED = (
+    ui(1, "EmptyImage", 8, 8, 1, 0, title="Red"),
+    ui(2, "EmptyImage", 16, 16, 1, 0),
+    ui(3, "SaveImage", "red", **into("images", 1)),
+    ui(4, "PreviewImage", **into("images", 2)),
+)
+TWO_LINKS = [[1, 1, 0, 3, 0, "IMAGE"], [2, 2, 0, 4, 0, "IMAGE"]]
+
+
+def test_the_editors_format_makes_the_plan_of_its_export() -> None:
+    made = plan(editor(*TWO_SAVED, links=TWO_LINKS), {"Red.width": "32"})
+    exported = {
+        "1": node("EmptyImage", "Red", width=32, height=8, batch_size=1, color=0),
+        "2": node("EmptyImage", "Empty Image", width=16, height=16, batch_size=1, color=0),
+        "3": node("SaveImage", "Save Image", filename_prefix="red", images=["1", 0]),
+        "4": node("PreviewImage", "Preview Image", images=["2", 0]),
+    }
+    assert made.workflow.to_json() == exported
+    assert (made.outputs, made.chosen) == (("3", "4"), frozenset())
+
+
+def test_only_the_outputs_that_an_app_shows_are_run() -> None:
+    app = {"inputs": [["2", "width"]], "outputs": ["4"]}
+    document = editor(*TWO_SAVED, links=TWO_LINKS, linearData=app)
+    made = plan(document, {"width": 24})
+    assert (made.outputs, made.chosen) == (("4",), frozenset({"4"}))
+    assert made.workflow.nodes.keys() == {"2", "4"}
+    assert made.workflow.nodes["2"].inputs["width"] == 24
+    everything = plan(document, all_outputs=True)
+    assert (everything.outputs, everything.chosen) == (("3", "4"), frozenset())
+
+
+def test_a_dynamic_prompt_follows_from_the_seed() -> None:
+    """The editor chooses at random; here one number repeats the whole run."""
+    choices = {f"colour {number}" for number in range(20)}
+    document = editor(
+        ui(1, "PrimitiveStringMultiline", "x"),
+        ui(2, "CLIPTextEncode", "{" + "|".join(sorted(choices)) + "}"),
+        links=[],
+    )
+    texts = [prepare_text(document, seed) for seed in (None, None, 1, 1, 2, 3, 4)]
+    assert texts[0] == texts[1]
+    assert texts[2] == texts[3]
+    assert len(set(texts)) > 1
+    assert set(texts) <= choices
+
+
+def prepare_text(document: Mapping[str, Any], seed: int | None) -> Any:
+    """The text of node 2, which needs no more than the document and the seed."""
+    workflow = read_workflow(document, catalog(), seed=seed).workflow
+    return workflow.nodes["2"].inputs["text"]
+
+
+def test_what_only_a_browser_makes_is_refused_where_it_is_needed() -> None:
+    viewer = ui(1, "Load3D", "none", title="Viewer")
+    save = ui(2, "SaveImage", "x", **into("images", 1))
+    links = [[1, 1, 0, 2, 0, "IMAGE"]]
+    (problem,) = refused(InvalidWorkflow, editor(viewer, save, links=links))
+    assert (problem.code, problem.node_id, problem.input) == ("browser_only", "1", "image")
+    unneeded = editor(
+        viewer,
+        *TWO_SAVED[1:2],
+        ui(4, "SaveImage", **into("images", 2)),
+        links=[[2, 2, 0, 4, 0, "IMAGE"]],
+    )
+    assert plan(unneeded).workflow.nodes.keys() == {"2", "4"}

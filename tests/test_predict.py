@@ -81,6 +81,7 @@ def test_a_client_of_cog_comfyui_works_unchanged(server: CogServer) -> None:
         document,
         input_file=data_uri(png((255, 0, 10)), "image/png"),
         return_temp_files=False,
+        all_outputs=False,
         output_format="webp",
         output_quality=100,
         randomise_seeds=True,
@@ -111,6 +112,38 @@ def test_the_workflow_may_be_a_data_uri_or_an_upload(server: CogServer) -> None:
     uri = data_uri(json.dumps(picture()).encode(), "application/json")
     assert len(succeeded(predict(server, uri))) == 1
     assert len(succeeded(server.predict({"workflow_file": uri}, timeout=60))) == 1
+
+
+def test_the_editors_own_file_runs_as_the_app_that_it_is(server: CogServer) -> None:
+    """As *Save* writes it: with an input by the author's name, and the chosen output alone."""
+    document = {
+        "nodes": [
+            {
+                "id": 1,
+                "type": "EmptyImage",
+                "inputs": [{"name": "color", "label": "Paint", "widget": {"name": "color"}}],
+                "widgets_values": [8, 8, 1, 0],
+            },
+            *(
+                {
+                    "id": number,
+                    "type": class_type,
+                    "inputs": [{"name": "images", "type": "IMAGE", "link": number}],
+                    "widgets_values": ["x"],
+                }
+                for number, class_type in ((2, "PreviewImage"), (3, "SaveImage"))
+            ),
+        ],
+        "links": [[2, 1, 0, 2, 0, "IMAGE"], [3, 1, 0, 3, 0, "IMAGE"]],
+        "extra": {"linearData": {"inputs": [[1, "color"]], "outputs": [2]}},
+        "version": 0.4,
+    }
+    reply = predict(server, document, inputs='{"Paint": 255}')
+    (content,) = succeeded(reply)
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.convert("RGB").getpixel((3, 3)) == (0, 0, 255)
+    assert "node 2, Preview Image" in reply.body["logs"]
+    assert len(succeeded(predict(server, document, all_outputs=True, return_temp_files=True))) == 2
 
 
 def test_several_files_are_known_by_their_names(server: CogServer) -> None:
@@ -184,7 +217,7 @@ UI = '{"nodes": [{"id": 1, "type": "SaveImage"}], "links": [], "version": 0.4}'
         ({"workflow_json": "{}"}, "The workflow has no nodes."),
         ({"workflow_json": "{oops"}, "is not JSON"),
         ({"workflow_json": "[1]"}, "not an object of nodes"),
-        ({"workflow_json": UI}, "Export (API)"),
+        ({"workflow_json": UI}, "The required input of type IMAGE is missing."),
         ({"workflow_json": "file:///etc/hostname"}, "is not JSON"),
         ({"workflow_file": "/etc/hostname"}, "workflow_file"),
         ({"workflow_json": "X", "input_file": "/etc/hostname"}, "input_file"),
@@ -208,7 +241,7 @@ def test_a_bad_request_gets_one_clear_error(
 
 def test_a_huge_document_is_refused_and_the_server_lives(server: CogServer) -> None:
     huge = json.dumps({"1": node("PrimitiveString", value="x" * 60_000_000)})
-    assert "The document has 60 MB" in error_of(predict(server, huge))
+    assert "The document has more than the 34 MB" in error_of(predict(server, huge))
     assert len(succeeded(predict(server, picture()))) == 1
 
 

@@ -15,9 +15,10 @@ import cog
 import pytest
 from fakes.file_server import FileServer, running
 from graphs import bundled, catalog, picture
+from saved_files import png
 
 from comfy_runner.errors import CallerError, DownloadFailed, InvalidInput, InvalidWorkflow
-from comfy_runner.graph.workflow import MAX_DOCUMENT_BYTES, parse
+from comfy_runner.graph.document import MAX_DOCUMENT_BYTES, is_editor
 from comfy_runner.runs.events import Progress
 from comfy_runner.runs.files import GivenFile
 from comfy_runner.runs.plan import Plan, prepare
@@ -68,6 +69,7 @@ def request(**given: Any) -> Request:
     defaults: dict[str, Any] = {
         "workflow_json": "" if "workflow_file" in given else DOCUMENT,
         "workflow_file": None,
+        "prefer": "prompt",
         "inputs": "",
         "input_file": None,
         "input_files": None,
@@ -76,6 +78,7 @@ def request(**given: Any) -> Request:
         "output_format": "original",
         "output_quality": 95,
         "return_temp_files": False,
+        "all_outputs": False,
         "force_reset_cache": False,
         "timeout": None,
         "hf_token": None,
@@ -106,16 +109,18 @@ def test_plain_inputs_go_where_they_belong() -> None:
         output_format="webp",
         output_quality=80,
         return_temp_files=True,
+        all_outputs=True,
         force_reset_cache=True,
         timeout=12.5,
     )
     assert replace(made, started=None) == Request(
-        document=DOCUMENT,
+        document=picture(),
         seed=5,
         randomise_seeds=False,
         output_format="webp",
         output_quality=80,
         previews=True,
+        all_outputs=True,
         reset_cache=True,
         timeout=12.5,
     )
@@ -133,7 +138,7 @@ def test_the_workflow_comes_as_text_data_uri_url_or_file(
         {"workflow_json": url},
         {"workflow_file": upload(body, "https://host/workflow.json")},
     ):
-        assert parse(request(**given).document) == parse(DOCUMENT)
+        assert request(**given).document == picture()
 
 
 @pytest.mark.parametrize("given", ["", " \n\t"])
@@ -143,9 +148,8 @@ def test_no_workflow_is_told(given: str) -> None:
 
 @pytest.mark.parametrize("given", ["data:application/json;base64,", "data:,", "DATA:, "])
 def test_an_empty_data_uri_is_the_caller_s_fault(given: str) -> None:
-    document = request(workflow_json=given).document
-    with pytest.raises(InvalidWorkflow, match="No workflow was given"):
-        parse(document)
+    found = problem(InvalidWorkflow, workflow_json=given)
+    assert (found.code, found.input) == ("empty_document", "workflow_json")
 
 
 def test_two_workflows_are_one_too_many(upload: Upload) -> None:
@@ -153,19 +157,39 @@ def test_two_workflows_are_one_too_many(upload: Upload) -> None:
     assert (found.code, found.input) == ("bad_input", "workflow_file")
 
 
+def test_a_saved_file_is_read_and_the_caller_chooses_its_graph(
+    server: FileServer, upload: Upload
+) -> None:
+    editor = {"nodes": [], "links": [], "version": 0.4}
+    saved = png({"prompt": DOCUMENT, "workflow": json.dumps(editor)})
+    for given in (
+        {"workflow_file": upload(saved, "https://host/picture.png")},
+        {"workflow_json": server.serve("picture.png", saved)},
+        {"workflow_json": data_uri(saved, "image/png")},
+    ):
+        assert request(**given).document == picture()
+        document = request(**given, prefer="workflow").document
+        assert isinstance(document, dict)
+        assert is_editor(document)
+    found = problem(InvalidWorkflow, workflow_file=upload(png({})))
+    assert (found.code, found.input) == ("no_embedded_workflow", "workflow_file")
+
+
 def test_a_workflow_that_is_too_big_is_refused(server: FileServer, temporary: Path) -> None:
     big = temporary / "tmpabcdefghbig.json"
-    with big.open("wb") as file:
-        file.truncate(MAX_DOCUMENT_BYTES + 1)
-    found = problem(InvalidInput, workflow_file=big)
-    assert (found.code, found.input) == ("bad_input", "workflow_file")
-    assert "more than 34 MB" in found.what
-    url = server.serve("big.json", b"{}", headers={"Content-Length": str(MAX_DOCUMENT_BYTES + 1)})
-    found = problem(InvalidInput, workflow_json=url)
+    big.write_bytes(b"{" + b" " * MAX_DOCUMENT_BYTES)
+    for given in (
+        {"workflow_file": big},
+        {"workflow_json": "{" + " " * MAX_DOCUMENT_BYTES + "}"},
+        {"workflow_json": server.serve("big.json", big.read_bytes())},
+    ):
+        found = problem(InvalidWorkflow, **given)
+        assert (found.code, found.input) == ("document_too_big", next(iter(given)))
+        assert "has more than the 34 MB" in found.what
+    saved = png({"prompt": DOCUMENT})
+    url = server.serve("picture.png", saved)
+    found = problem(InvalidInput, workflow_json=url, max_bytes=len(saved) - 1)
     assert (found.code, found.input) == ("file_too_large", "workflow_json")
-    with pytest.raises(InvalidWorkflow) as caught:
-        parse(request(workflow_json="{" + " " * MAX_DOCUMENT_BYTES + "}").document)
-    assert caught.value.problems[0].code == "document_too_big"
 
 
 @pytest.mark.parametrize("url", ["https://", "http://[::1", "data:application/json;base64,!!"])

@@ -35,10 +35,15 @@ def sources(tmp_path: Path) -> dict[str, Path]:
 @pytest.fixture
 def make(tmp_path: Path, sources: dict[str, Path]) -> Callable[..., Results]:
     def call(
-        wanted: OutputFormat = "original", quality: int = 90, *, previews: bool = False
+        wanted: OutputFormat = "original",
+        quality: int = 90,
+        *,
+        previews: bool = False,
+        chosen: frozenset[str] = frozenset(),
     ) -> Results:
         folder = tmp_path / "results" / "run"
-        return Results(folder, sources, WORKFLOW, (wanted, quality), previews=previews)
+        encoding = (wanted, quality)
+        return Results(folder, sources, WORKFLOW, encoding, previews=previews, chosen=chosen)
 
     return call
 
@@ -179,6 +184,19 @@ def test_previews_come_at_once_when_they_are_wanted(
         "12.5_PreviewImage_p.png",
         "12.5_PreviewImage_a.png",
     ]
+
+
+def test_of_chosen_nodes_all_counts_and_of_others_nothing(
+    make: Callable[..., Results], sources: dict[str, Path]
+) -> None:
+    results = make(chosen=frozenset({"12:5"}))
+    report = {"images": [reported(sources, "p.png", "temp"), reported(sources, "a.png")]}
+    assert list(results.take("9", {**report, "text": ["a fox"]})) == []
+    assert names(results.take("12:5", report)) == [
+        "12.5_PreviewImage_p.png",
+        "12.5_PreviewImage_a.png",
+    ]
+    assert list(results.rest(["12:5"])) == []
 
 
 def test_files_of_the_input_folder_are_no_results(results: Results) -> None:

@@ -5,16 +5,20 @@ import json
 import socket
 import threading
 import zipfile
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from editor_files import TEMPLATES
 from graphs import bundled, node, picture, quick_and_slow
 from PIL import Image
 
 from comfy_runner.comfyui.client import ComfyClient, Messages
+from comfy_runner.convert.formats import read_workflow
+from comfy_runner.documents import source
 from comfy_runner.errors import (
     Crashed,
     InvalidInput,
@@ -26,6 +30,7 @@ from comfy_runner.errors import (
     TimedOut,
     UnknownModel,
 )
+from comfy_runner.graph.document import load
 from comfy_runner.runner import Runner
 from comfy_runner.runs.events import Progress
 from comfy_runner.runs.files import GivenFile
@@ -515,3 +520,25 @@ def test_a_dropped_socket_loses_no_result(runner: Runner, monkeypatch: pytest.Mo
             made.append(update.path.name)
     assert made == ["2_Tell_text.txt"]
     assert len(opened) == 2
+
+
+def test_a_template_gives_one_picture_from_each_of_its_forms(runner: Runner) -> None:
+    """As the editor saves it, as it exports it, and from the picture that ComfyUI saved."""
+    template = (TEMPLATES / "utility_interpolation_image_upscale.json").read_bytes()
+    editor = load(template)
+    exported = read_workflow(editor, runner.catalog()).workflow.to_json()
+    photo = GivenFile(PHOTO, "astronaut.png")
+
+    def pixels(document: Any) -> tuple[bytes, Mapping[str, Any]]:
+        (path,) = outputs(
+            run(runner, document, values={"2.image": "astronaut.png"}, files=(photo,))
+        )
+        with Image.open(path) as image:
+            return image.tobytes(), source.read(path)
+
+    first, saved = pixels(editor)
+    assert saved["2"]["class_type"] == "LoadImage"
+    assert pixels(exported)[0] == first
+    assert pixels(saved)[0] == first
+    with Image.open(PHOTO) as image:
+        assert len(first) > len(image.convert("RGB").tobytes())

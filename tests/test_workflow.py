@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfy_runner.errors import InvalidWorkflow
-from comfy_runner.graph.workflow import MAX_DOCUMENT_BYTES, Link, parse
+from comfy_runner.graph.document import MAX_DOCUMENT_BYTES
+from comfy_runner.graph.workflow import Link, parse
 
 VALUES = st.one_of(
     st.text(max_size=20),
@@ -93,7 +94,7 @@ EDITOR = {"nodes": [{"id": 1, "type": "SaveImage"}], "links": [], "version": 0.4
         ("{}", "empty_workflow", "no nodes"),
         ('{"prompt": {}}', "empty_workflow", "no nodes"),
         (EDITOR, "editor_format", "editor's own format"),
-        ({"prompt": EDITOR}, "editor_format", "Export (API)"),
+        ({"prompt": EDITOR}, "editor_format", "Convert it first."),
         ("[" * 100_000, "too_deep", "nested"),
         (b" " * (MAX_DOCUMENT_BYTES + 1), "document_too_big", "34 MB"),
     ],
@@ -135,3 +136,26 @@ def test_nesting_is_measured_without_recursion() -> None:
         deep = [deep, 0]
     with pytest.raises(InvalidWorkflow, match="nested deeper"):
         parse({"1": node("A", value={"x": deep})})
+
+
+def test_a_list_that_can_be_no_link_is_a_value() -> None:
+    """ComfyUI takes the wrapper of such values off before it saves the workflow."""
+    values: dict[str, Any] = {
+        "views": ["", ""],
+        "colours": ["#fff", "#000"],
+        "curve": [[0, 0], [1, 1]],
+        "none": [],
+        "range": [512, 512],
+        "flags": [True, False],
+    }
+    workflow = parse({"1": node("A", **values), "2": node("B", a=["1", 0], b=[1, 0])})
+    assert workflow.nodes["1"].inputs == {
+        name: {"__value__": value} for name, value in values.items()
+    }
+    assert workflow.nodes["2"].inputs == {"a": Link("1", 0), "b": Link("1", 0)}
+
+
+@pytest.mark.parametrize("value", [["1"], ["1", "0"], ["1", 0, 0], [1], [1, None]])
+def test_a_list_that_names_a_node_and_is_no_link_is_refused(value: list[Any]) -> None:
+    with pytest.raises(InvalidWorkflow, match="must be"):
+        parse({"1": node("A"), "2": node("B", image=value)})

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from comfy_runner.errors import Problem
+from comfy_runner.graph.missing import report
 from comfy_runner.graph.nodes import InputSpec, NodeCatalog, NodeClass, did_you_mean, types_fit
 from comfy_runner.graph.workflow import Link, Node, Workflow
 
@@ -52,7 +53,7 @@ def check(workflow: Workflow, catalog: NodeCatalog) -> tuple[Problem, ...]:
         if node_id in wanted
         for problem in _check_node(workflow.nodes[node_id], workflow, catalog)
     ]
-    problems += _unknown_classes(workflow.only(wanted), catalog)
+    problems += report(workflow.only(wanted).nodes, catalog, {})
     problems += _cycles(workflow.only(wanted))
     if not wanted:
         problems.append(
@@ -63,26 +64,6 @@ def check(workflow: Workflow, catalog: NodeCatalog) -> tuple[Problem, ...]:
             )
         )
     return tuple(problems)
-
-
-def _unknown_classes(workflow: Workflow, catalog: NodeCatalog) -> Iterator[Problem]:
-    """One problem for each unknown class, naming all the nodes that need it."""
-    users: dict[str, list[Node]] = {}
-    for node in workflow.nodes.values():
-        if node.class_type not in catalog:
-            users.setdefault(node.class_type, []).append(node)
-    for class_type, nodes in users.items():
-        first, others = nodes[0], nodes[1:]
-        also = "".join(f", also needed by node {node.id} ({node.label})" for node in others)
-        names = catalog.similar(class_type)
-        guess = (
-            f"Did you mean {' or '.join(repr(name) for name in names)}? If not, i" if names else "I"
-        )
-        yield first.problem(
-            "unknown_class_type",
-            f"No node class {class_type!r} is installed{also}.",
-            f"{guess}nstall the custom node pack that has it.",
-        )
 
 
 def _check_node(node: Node, workflow: Workflow, catalog: NodeCatalog) -> Iterator[Problem]:

@@ -1,6 +1,6 @@
 """What a caller can set in a workflow, and setting it: addresses, values, seeds."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,16 @@ MAX_SEED = 2**32
 
 GUESSES = 20
 """For how many unknown addresses a similar one is looked for, which takes a while each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exposed:
+    """One input that the workflow's author chose to show, as in the editor's App Mode."""
+
+    name: str
+    """What the author calls it; different from all others' names."""
+    targets: tuple[tuple[str, str], ...]
+    """Node id and input of each place that its value goes to; the first tells type and range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,8 @@ class Settable:
     choices: tuple[Any, ...] | None = None
     folder: str | None = None
     """Model folder of a `model`."""
+    exposed: bool | None = None
+    """True for an input that the author chose to show, under the author's name."""
 
     def as_json(self) -> dict[str, Any]:
         """The members that say something, as a flat JSON object."""
@@ -71,25 +83,44 @@ class Bound:
     """Every address and value that does not fit."""
 
 
-def discover(workflow: Workflow, catalog: NodeCatalog) -> tuple[Settable, ...]:
+def discover(
+    workflow: Workflow, catalog: NodeCatalog, exposed: Sequence[Exposed] = ()
+) -> tuple[Settable, ...]:
     """Everything in the workflow that can be set, in its order; nodes of unknown classes have none.
 
-    An input that is connected is left out: its value comes from another node.
+    What the author `exposed` comes first. An input that is connected is left out: its value comes
+    from another node.
     """
     places = list(_places(workflow, catalog))
-    return tuple(
+    by_place = {(node.id, spec.name): (node, spec) for node, spec in places}
+    first = [
+        replace(_settable(*by_place[entry.targets[0]], entry.name), exposed=True)
+        for entry in exposed
+        if entry.targets[0] in by_place
+    ]
+    told = {target for entry in exposed for target in entry.targets}
+    others = (
         _settable(node, spec, _shortest_address(node, spec.name, places))
         for node, spec in places
-        if spec.is_widget and not isinstance(node.inputs.get(spec.name), Link)
+        if (node.id, spec.name) not in told
+        and spec.is_widget
+        and not isinstance(node.inputs.get(spec.name), Link)
     )
+    return (*first, *others)
 
 
-def bind(workflow: Workflow, values: Mapping[str, Any], catalog: NodeCatalog) -> Bound:
+def bind(
+    workflow: Workflow,
+    values: Mapping[str, Any],
+    catalog: NodeCatalog,
+    exposed: Sequence[Exposed] = (),
+) -> Bound:
     """Set inputs by address, in a copy; every value that fits is set, the others are problems.
 
     An address is `NODE.INPUT`, where NODE is a node's id (`6`, `12:5`), its title, or its
     class_type when only one node has it; or just INPUT when only one node has such an input. Case
-    is ignored where that leaves one match. Values are checked and coerced against the catalog.
+    is ignored where that leaves one match. The name of an `exposed` input goes before all of these,
+    and sets every place that it stands for. Values are checked and coerced against the catalog.
 
     A value for a file input is not put into the graph: its `Binding` says so, and what stands
     there is decided once the file is at hand.
@@ -103,25 +134,28 @@ def bind(workflow: Workflow, values: Mapping[str, Any], catalog: NodeCatalog) ->
         lost = {}
         for address, value in waiting.items():
             try:
-                node, spec = _locate(address, places, workflow, catalog, guess=len(lost) < GUESSES)
+                found = _exposed_places(address, exposed, places) or [
+                    _locate(address, exposed, places, workflow, catalog, guess=len(lost) < GUESSES)
+                ]
             except Unfit as unfit:
                 lost[address] = unfit.problem
                 continue
-            try:
-                coerced = coerce(spec, value)
-            except Unfit as unfit:
-                problems.append(replace(unfit.problem, input=address))
-                continue
-            if twin := bindings.get((node.id, spec.name)):
-                what = f"{twin.address!r} names the same input."
-                problems.append(Problem("set_twice", what, "Give one of them.", input=address))
-                continue
-            bindings[node.id, spec.name] = Binding(
-                address, node.id, spec.name, coerced, spec.takes_file
-            )
-            if not spec.takes_file:
-                workflow = workflow.replace_inputs(node.id, {spec.name: _as_stored(coerced)})
-                more_inputs |= spec.type == "COMFY_DYNAMICCOMBO_V3"
+            for node, spec in found:
+                try:
+                    coerced = coerce(spec, value)
+                except Unfit as unfit:
+                    problems.append(replace(unfit.problem, input=address))
+                    break
+                if twin := bindings.get((node.id, spec.name)):
+                    what = f"{twin.address!r} names the same input."
+                    problems.append(Problem("set_twice", what, "Give one of them.", input=address))
+                    break
+                bindings[node.id, spec.name] = Binding(
+                    address, node.id, spec.name, coerced, spec.takes_file
+                )
+                if not spec.takes_file:
+                    workflow = workflow.replace_inputs(node.id, {spec.name: _as_stored(coerced)})
+                    more_inputs |= spec.type == "COMFY_DYNAMICCOMBO_V3"
         # Another choice of a dynamic combo brings other inputs, which were not there to be found.
         waiting = {address: waiting[address] for address in lost} if more_inputs else {}
     problems += [replace(problem, input=address) for address, problem in lost.items()]
@@ -155,7 +189,8 @@ def reseed(
     different = {value: number for number, value in enumerate(dict.fromkeys(found.values()))}
     for (node_id, name), value in found.items():
         options = _specs(workflow.nodes[node_id], catalog)[name].options
-        low, high = options.get("min", 0), options.get("max", 2**64 - 1)
+        # Packs write limits like 1e18, too, which must not make a float of the seed.
+        low, high = int(options.get("min", 0)), int(options.get("max", 2**64 - 1))
         new = low + (seed + different[value] - low) % (high - low + 1)
         workflow = workflow.replace_inputs(node_id, {name: new})
     return workflow
@@ -202,8 +237,20 @@ def _shortest_address(node: Node, name: str, places: list[tuple[Node, InputSpec]
     return f"{node.id}.{name}"
 
 
+def _exposed_places(
+    address: str, exposed: Sequence[Exposed], places: list[tuple[Node, InputSpec]]
+) -> list[tuple[Node, InputSpec]]:
+    """Every place that an exposed name stands for; exact case goes before any case."""
+    for fold in (str, str.casefold):
+        for entry in exposed:
+            if fold(entry.name) == fold(address):
+                return [p for p in places if (p[0].id, p[1].name) in entry.targets]
+    return []
+
+
 def _locate(
     address: str,
+    exposed: Sequence[Exposed],
     places: list[tuple[Node, InputSpec]],
     workflow: Workflow,
     catalog: NodeCatalog,
@@ -242,7 +289,8 @@ def _locate(
             f"Node {node.id} ({node.label}) has no such input.",
             _what_can_be_set([place for place in settable if place[0].id == node.id]),
         )
-    known = [
+    known = [entry.name for entry in exposed]
+    known += [
         f"{selector}.{spec.name}"
         for other, spec in settable
         for selector in (other.id, other.title, other.class_type)

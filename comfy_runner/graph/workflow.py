@@ -1,14 +1,11 @@
 """A workflow in ComfyUI's API format: parsed once, walked, copied with changes, written as JSON."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from comfy_runner.errors import InvalidWorkflow, Problem
-
-MAX_DOCUMENT_BYTES = 32 * 1024 * 1024
-"""Largest document that is read, in bytes: the largest template is 1 MB, ComfyUI takes 100 MB."""
+from comfy_runner.graph.document import is_editor, json_type, load
 
 MAX_DEPTH = 100
 """How deep values may nest: ComfyUI 0.30 loses its worker thread near 900 (`execution.py`)."""
@@ -89,85 +86,34 @@ class Workflow:
         return {node_id: _node_to_json(node) for node_id, node in self.nodes.items()}
 
 
+TOO_DEEP = f"The value is nested deeper than {MAX_DEPTH} levels."
+
+
 def parse(document: str | bytes | Mapping[str, Any]) -> Workflow:
     """Read a workflow in API format, given as JSON text or as the parsed object.
 
-    The wrapper `{"prompt": {...}}` that ComfyUI's own `POST /prompt` takes is accepted too.
+    It may stand in any wrapper that `document.load` takes off. A list that can be no link is a
+    value, and gets the wrapper that ComfyUI wants for it: ComfyUI 0.30 takes that off in place
+    (`execution.py` get_input_data), so that the workflows in the files it saves lack it.
 
     Raises: `InvalidWorkflow` with every problem of the document's shape.
     """
-    graph = _unwrap(_load(document))
-    problems = [problem for node_id, node in graph.items() for problem in _misshapen(node_id, node)]
+    graph = load(document)
+    if is_editor(graph):
+        what = "This is the editor's own format, not the API format."
+        raise InvalidWorkflow([Problem("editor_format", what, "Convert it first.")])
+    problems = [
+        problem for node_id, node in graph.items() for problem in _misshapen(node_id, node, graph)
+    ]
     if problems:
         raise InvalidWorkflow(problems)
-    return Workflow({node_id: _parse_node(node_id, node) for node_id, node in graph.items()})
+    return Workflow({node_id: _parse_node(node_id, node, graph) for node_id, node in graph.items()})
 
 
-def _load(document: str | bytes | Mapping[str, Any]) -> Mapping[str, Any]:
-    if not isinstance(document, str | bytes):
-        return document
-    size = len(document)
-    if size > MAX_DOCUMENT_BYTES:
-        raise _no_workflow(
-            "document_too_big",
-            f"The document has {size / 1e6:.0f} MB;"
-            f" at most {MAX_DOCUMENT_BYTES / 1e6:.0f} MB are read.",
-            "Move embedded files out of it: pass pictures as files or URLs.",
-        )
-    if not document.strip():
-        raise _no_workflow("empty_document", "No workflow was given.", HOW_TO_EXPORT)
-    try:
-        loaded = json.loads(document)
-    except UnicodeDecodeError as err:
-        raise _no_workflow("not_json", "The document is not text in UTF-8.", HOW_TO_EXPORT) from err
-    except json.JSONDecodeError as err:
-        raise _no_workflow(
-            "not_json",
-            f"The document is not JSON: {err.msg} at line {err.lineno}, column {err.colno}.",
-            HOW_TO_EXPORT,
-        ) from err
-    except ValueError as err:  # Python reads no number of more than 4300 digits
-        raise _no_workflow("not_json", f"The document cannot be read: {err}.") from err
-    except RecursionError as err:
-        raise _no_workflow("too_deep", "The document is nested too deeply.") from err
-    if not isinstance(loaded, dict):
-        raise _no_workflow(
-            "not_a_workflow",
-            f"The document is a JSON {_json_type(loaded)}, not an object of nodes.",
-            HOW_TO_EXPORT,
-        )
-    return loaded
-
-
-HOW_TO_EXPORT = "In ComfyUI choose Workflow > Export (API) and use that file."
-
-
-def _unwrap(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    prompt = document.get("prompt")
-    if isinstance(prompt, Mapping) and "class_type" not in prompt:
-        document = prompt
-    if isinstance(document.get("nodes"), list):
-        raise _no_workflow(
-            "editor_format",
-            "This is the editor's own format (File > Save), which cannot be run yet.",
-            f"{HOW_TO_EXPORT} Converting the editor's format is the next step of this project.",
-        )
-    if not document:
-        raise _no_workflow("empty_workflow", "The workflow has no nodes.", HOW_TO_EXPORT)
-    if not any(isinstance(node, Mapping) and "class_type" in node for node in document.values()):
-        found = ", ".join(repr(key) for key in list(document)[:5])
-        raise _no_workflow(
-            "not_a_workflow",
-            f"No member of the document is a node with a class_type (it has {found}).",
-            HOW_TO_EXPORT,
-        )
-    return document
-
-
-def _misshapen(node_id: str, node: Any) -> Iterator[Problem]:
+def _misshapen(node_id: str, node: Any, graph: Collection[str]) -> Iterator[Problem]:
     if not isinstance(node, Mapping):
         yield Problem(
-            "not_a_node", f"It is a JSON {_json_type(node)}, not an object.", node_id=node_id
+            "not_a_node", f"It is a JSON {json_type(node)}, not an object.", node_id=node_id
         )
         return
     title = _title(node) or str(node.get("class_type") or "")
@@ -190,15 +136,9 @@ def _misshapen(node_id: str, node: Any) -> Iterator[Problem]:
         )
         return
     for name, value in inputs.items():
-        if _is_deeper(value, MAX_DEPTH):
-            yield Problem(
-                "too_deep",
-                f"The value is nested deeper than {MAX_DEPTH} levels.",
-                node_id=node_id,
-                title=title,
-                input=name,
-            )
-        elif isinstance(value, list) and _as_link(value) is None:
+        if is_too_deep(value):
+            yield Problem("too_deep", TOO_DEEP, node_id=node_id, title=title, input=name)
+        elif isinstance(value, list) and _is_broken_link(value, graph):
             yield Problem(
                 "bad_link",
                 "A list here is a link and must be [node id, output index].",
@@ -209,8 +149,11 @@ def _misshapen(node_id: str, node: Any) -> Iterator[Problem]:
             )
 
 
-def _parse_node(node_id: str, node: Mapping[str, Any]) -> Node:
-    inputs = {name: _as_link(value) or value for name, value in node["inputs"].items()}
+def _parse_node(node_id: str, node: Mapping[str, Any], graph: Collection[str]) -> Node:
+    inputs = {
+        name: _link_or_value(value, graph) if isinstance(value, list) else value
+        for name, value in node["inputs"].items()
+    }
     extra = {key: value for key, value in node.items() if key not in ("class_type", "inputs")}
     return Node(node_id, node["class_type"], inputs, _title(node), extra)
 
@@ -223,15 +166,29 @@ def _node_to_json(node: Node) -> dict[str, Any]:
     return {"class_type": node.class_type, "inputs": inputs, **node.extra}
 
 
-def _as_link(value: Any) -> Link | None:
-    """A link where ComfyUI sees one: any list of length 2 (`execution.py` 0.30 validate_inputs)."""
+def _link_or_value(value: list[Any], graph: Collection[str]) -> Any:
+    return _as_link(value, graph) or {"__value__": value}
+
+
+def _as_link(value: list[Any], graph: Collection[str]) -> Link | None:
+    """The link that a list is; one that begins with a number is one where there is such a node."""
     match value:
-        case [str() | int() as node_id, int() as slot] if not isinstance(
-            node_id, bool
-        ) and not isinstance(slot, bool):
-            return Link(str(node_id), slot)
+        case [bool(), _] | [_, bool()]:
+            return None
+        case [str() as node_id, int() as slot]:
+            return Link(node_id, slot)
+        case [int() as number, int() as slot] if str(number) in graph:
+            return Link(str(number), slot)
         case _:
             return None
+
+
+def _is_broken_link(value: list[Any], graph: Collection[str]) -> bool:
+    """Whether a list names a node and is no link all the same."""
+    if _as_link(value, graph) is not None or not value:
+        return False
+    first = value[0]
+    return isinstance(first, str | int) and not isinstance(first, bool) and str(first) in graph
 
 
 def _title(node: Mapping[str, Any]) -> str:
@@ -240,10 +197,10 @@ def _title(node: Mapping[str, Any]) -> str:
     return title.strip() if isinstance(title, str) else ""
 
 
-def _is_deeper(value: Any, limit: int) -> bool:
-    """Whether lists and objects nest deeper than `limit`; level by level, so never recursing."""
+def is_too_deep(value: Any) -> bool:
+    """Whether lists and objects nest deeper than `MAX_DEPTH`; level by level, so not recursing."""
     level = [value]
-    for _ in range(limit):
+    for _ in range(MAX_DEPTH):
         level = [
             inner
             for outer in level
@@ -253,12 +210,3 @@ def _is_deeper(value: Any, limit: int) -> bool:
         if not level:
             return False
     return True
-
-
-def _json_type(value: Any) -> str:
-    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")
-
-
-def _no_workflow(code: str, what: str, hint: str = "") -> InvalidWorkflow:
-    return InvalidWorkflow([Problem(code, what, hint)])

@@ -4,15 +4,19 @@ import functools
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
+from comfy_runner.convert.editor import NO_TIME
+from comfy_runner.convert.formats import read_workflow
 from comfy_runner.errors import CallerError, InvalidInput, InvalidWorkflow, Problem, UnknownModel
 from comfy_runner.fetch.urls import redacted
 from comfy_runner.graph import inputs
 from comfy_runner.graph.check import check, needed, output_nodes, shown
+from comfy_runner.graph.document import RUN_MARK
 from comfy_runner.graph.inputs import Binding
 from comfy_runner.graph.nodes import InputSpec, ModelFolder, NodeCatalog, did_you_mean
-from comfy_runner.graph.workflow import Node, Workflow, parse
+from comfy_runner.graph.workflow import Node, Workflow
 from comfy_runner.weights.manifest import (
     Found,
     Listing,
@@ -23,9 +27,6 @@ from comfy_runner.weights.manifest import (
     vae_approx_names,
 )
 from comfy_runner.weights.weight import Weight
-
-RUN_MARK = "comfy_runner_run"
-"""Unknown input that makes an output node run again: ComfyUI 0.30 counts it in its cache key."""
 
 SHOWN_FILES = 12
 """How many of the given files an error lists before it only counts them."""
@@ -57,6 +58,8 @@ class Plan:
     """The nodes that will run, with the request's values; files are not in place yet."""
     outputs: tuple[str, ...]
     """Ids of the nodes whose results come back."""
+    chosen: frozenset[str]
+    """Those of them that the workflow's author chose, whose previews are results too."""
     weights: tuple[Weight, ...]
     """Weights to fetch first."""
     present: tuple[str, ...]
@@ -114,12 +117,16 @@ def prepare(
     values: Mapping[str, Any] | None = None,
     files: Collection[str] = (),
     seed: int | None = None,
+    now: datetime = NO_TIME,
+    all_outputs: bool = False,
 ) -> Plan:
     """Work out a run from a document and a request; nothing is fetched, written or started.
 
     `on_disk` lists a model folder (`WeightStore.listing`), `values` is address to value (see
     `inputs.bind`), `files` the names of the files that come with the request. With a `seed`, every
-    seed that the request does not set is made from it.
+    seed that the request does not set is made from it, and so is what an editor's document leaves
+    to chance. `now` is the local time, which such a document may ask for in file names. Where its
+    author chose outputs, only these run, unless `all_outputs` are wanted.
 
     Raises: `CallerError` with every problem found. It is `InvalidInput` when the fault is in the
     request's values alone, `UnknownModel` when it is in models alone, else `InvalidWorkflow`.
@@ -129,7 +136,8 @@ def prepare(
     def listing(folder: str) -> Collection[str]:
         return on_disk(folder, catalog.model_folder(folder))
 
-    bound = inputs.bind(parse(document), values or {}, catalog)
+    conversion = read_workflow(document, catalog, seed=seed, now=now)
+    bound = inputs.bind(conversion.workflow, values or {}, catalog, conversion.exposed)
     workflow, bad_values = bound.workflow, list(bound.problems)
     if seed is not None:
         keep = {(binding.node_id, binding.input) for binding in bound.bindings}
@@ -141,14 +149,28 @@ def prepare(
         if binding.takes_file:  # in place of a link, too, whose nodes are needed no more then
             value = str(binding.value)
             workflow = workflow.replace_inputs(binding.node_id, {binding.input: value})
-    workflow = workflow.only(needed(workflow, catalog))
-    bad_graph = check(workflow, catalog)
+    chosen = frozenset[str]() if all_outputs else frozenset(conversion.outputs)
+    workflow = workflow.only(workflow.upstream(chosen) if chosen else needed(workflow, catalog))
+    set_here = {(binding.node_id, binding.input) for binding in bound.bindings}
+    lacking = {
+        (problem.node_id, problem.input): problem
+        for problem in conversion.problems
+        if problem.node_id in workflow.nodes and (problem.node_id, problem.input) not in set_here
+    }
+    bad_graph = [
+        lacking.pop((problem.node_id, problem.input), problem)
+        for problem in check(workflow, catalog)
+    ]
+    bad_graph += lacking.values()
     models = _Models(workflow, catalog, manifest, listing)
     needs, bad_files = _file_needs(workflow, catalog, files)
     _raise_all(bad_values, bad_graph, models.problems, bad_files)
     return Plan(
         workflow=models.workflow,
-        outputs=output_nodes(workflow, catalog),
+        outputs=tuple(
+            key for key in output_nodes(workflow, catalog) if not chosen or key in chosen
+        ),
+        chosen=chosen,
         weights=tuple(models.missing),
         present=tuple(models.present),
         files=tuple(needs),
@@ -157,7 +179,7 @@ def prepare(
             f"{node_id}.{name}": value
             for (node_id, name), value in inputs.seeds(workflow, catalog).items()
         },
-        notes=tuple(models.notes),
+        notes=(*conversion.notes, *models.notes),
     )
 
 

@@ -33,11 +33,13 @@ class Results:
         encoding: tuple[OutputFormat, int],
         *,
         previews: bool,
+        chosen: frozenset[str] = frozenset(),
     ) -> None:
         """Results go to `folder`; `sources` is ComfyUI's folder for each type of file.
 
         `encoding` is the wanted picture format and its quality, 0 to 100. Without `previews`,
-        files of type `temp` are held back and only returned when there is nothing else.
+        files of type `temp` are held back and only returned when there is nothing else. Where
+        nodes are `chosen`, all files of these count and no others.
         """
         folder.mkdir(parents=True)
         self.count = 0
@@ -45,7 +47,8 @@ class Results:
         self._sources = sources
         self._workflow = workflow
         self._encoding = encoding
-        self._previews = previews
+        self._previews = previews or bool(chosen)
+        self._chosen = chosen
         self._taken: set[str] = set()
         self._seen: set[OutputFile] = set()
         self._held: list[tuple[str, OutputFile]] = []
@@ -57,6 +60,8 @@ class Results:
 
         Raises: `MachineError` for a file that is not where ComfyUI says or leads elsewhere.
         """
+        if self._chosen and node_id not in self._chosen:
+            return
         texts: set[str] = set()
         for file in files(output):
             if file in self._seen or file.type not in self._sources:

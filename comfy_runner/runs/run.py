@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -71,6 +72,8 @@ class Request:
     """0 to 100, for jpg and webp."""
     previews: bool = False
     """Whether temporary files, such as PreviewImage makes, are results too."""
+    all_outputs: bool = False
+    """Whether outputs count that the workflow's author did not choose, where there is a choice."""
     reset_cache: bool = False
     """Whether every node runs again, whatever is cached."""
     timeout: float | None = None
@@ -155,6 +158,7 @@ class Run:
             workflow,
             (request.output_format, request.output_quality),
             previews=request.previews,
+            chosen=plan.chosen,
         )
         for event in self._follow(execution, workflow):
             match event:
@@ -206,6 +210,8 @@ class Run:
             values=request.values,
             files=files,
             seed=seed,
+            now=datetime.now().astimezone(),
+            all_outputs=request.all_outputs,
         )
         try:
             return ask(catalog=machine.catalog)

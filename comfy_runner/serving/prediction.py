@@ -9,24 +9,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 from typing import Any
 
+from comfy_runner.config import Config
+from comfy_runner.documents import source
 from comfy_runner.errors import (
     CallerError,
-    Cancelled,
     InvalidInput,
     InvalidWorkflow,
     Problem,
-    TimedOut,
 )
-from comfy_runner.fetch.download import Patience, fetch
-from comfy_runner.fetch.transport import alarm
-from comfy_runner.graph.workflow import MAX_DOCUMENT_BYTES
+from comfy_runner.graph.document import MAX_DOCUMENT_BYTES, Preference
 from comfy_runner.runs.events import Progress
 from comfy_runner.runs.files import GivenFile, numbered
 from comfy_runner.runs.media import OutputFormat
-from comfy_runner.runs.plan import is_url
 from comfy_runner.runs.results import Output
 from comfy_runner.runs.run import Finished, Planned, Request, Update
 from comfy_runner.weights.store import Downloading
@@ -37,9 +33,6 @@ TOKEN_HOSTS = {"hf_token": "huggingface.co", "civitai_token": "civitai.com"}
 EXACT_INTEGER = 2**53
 """Integers up to here survive every JSON reader; larger seeds are told as text in metrics."""
 
-DOCUMENT_TIMEOUT = 60.0
-"""Seconds for a workflow or values behind a URL, in a request that sets no `timeout`."""
-
 LINE_EVERY = 0.5
 """Least seconds between two log lines about the same node or file."""
 
@@ -48,6 +41,7 @@ def request(
     *,
     workflow_json: str,
     workflow_file: object,
+    prefer: Preference,
     inputs: str,
     input_file: object,
     input_files: Sequence[object] | None,
@@ -56,29 +50,35 @@ def request(
     output_format: OutputFormat,
     output_quality: int,
     return_temp_files: bool,
+    all_outputs: bool,
     force_reset_cache: bool,
     timeout: float | None,
+    max_bytes: int = Config.max_input_bytes,
     **tokens: Any,
 ) -> Request:
     """The request that a prediction's inputs make; `tokens` are `cog.Secret`, see `TOKEN_HOSTS`.
 
+    `max_bytes` is for the workflow's file, when it is no JSON.
+
     Raises: `CallerError` for inputs that do not fit, `DownloadFailed` for a workflow's URL.
     """
     started = time.monotonic()
+    patience = timeout or source.TIMEOUT
     files = _all_given(input_files or ())
     if input_file is not None:
         file = _given(input_file, "input_file")
         # replicate/cog-comfyui lays its one file as `input` with the file's own ending.
         files.insert(0, replace(file, alias=f"input{file.path.suffix.lower()}"))
     return Request(
-        document=_document(workflow_json, workflow_file, timeout or DOCUMENT_TIMEOUT),
-        values=_values(inputs, timeout or DOCUMENT_TIMEOUT),
+        document=_document(workflow_json, workflow_file, prefer, patience, max_bytes),
+        values=_values(inputs, patience),
         files=numbered(files),
         seed=seed,
         randomise_seeds=randomise_seeds,
         output_format=output_format,
         output_quality=output_quality,
         previews=return_temp_files,
+        all_outputs=all_outputs,
         reset_cache=force_reset_cache,
         timeout=timeout,
         started=started,
@@ -197,18 +197,19 @@ def _megabytes(count: int) -> str:
     return f"{count / 1e6:.1f} MB"
 
 
-def _document(workflow_json: str, workflow_file: object, timeout: float) -> str | bytes:
-    """The workflow's text, from wherever the caller has it."""
+def _document(
+    workflow_json: str, workflow_file: object, prefer: Preference, timeout: float, max_bytes: int
+) -> Mapping[str, Any]:
+    """The workflow's graph, from wherever the caller has it."""
     given = workflow_json.strip()
+    limits: Any = {"prefer": prefer, "timeout": timeout, "max_bytes": max_bytes}
     if workflow_file is not None:
         if given:
             raise _bad(
                 "workflow_file", "Both workflow_json and workflow_file are given.", "Give one."
             )
         path = _given(workflow_file, "workflow_file").path
-        if path.stat().st_size > MAX_DOCUMENT_BYTES:
-            raise _bad("workflow_file", f"It has more than {MAX_DOCUMENT_BYTES / 1e6:.0f} MB.")
-        return path.read_bytes()
+        return source.read(path, field="workflow_file", **limits)
     if not given:
         raise InvalidWorkflow(
             [
@@ -219,37 +220,20 @@ def _document(workflow_json: str, workflow_file: object, timeout: float) -> str 
                 )
             ]
         )
-    return _text(given, "workflow_json", timeout) if is_url(given) else given
-
-
-def _text(url: str, field: str, timeout: float) -> bytes:
-    """What stands behind an http(s) URL or a data URI."""
-    if re.fullmatch(r"data:[^,]*,\s*", url, re.IGNORECASE):
-        return b""  # an empty file, which `fetch` takes for a failed download
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "document"
-        late = Event()
-        try:
-            with alarm(late, timeout):
-                fetch(
-                    url,
-                    target,
-                    max_bytes=MAX_DOCUMENT_BYTES,
-                    cancelled=late,
-                    patience=Patience(retries=2),  # somebody waits for the answer
-                )
-        except Cancelled as err:
-            raise TimedOut(f"{field} did not arrive from its URL within {timeout:g} s.") from err
-        except CallerError as err:
-            raise InvalidInput(replace(problem, input=field) for problem in err.problems) from err
-        return target.read_bytes()
+    return source.read(given, field="workflow_json", **limits)
 
 
 def _values(inputs: str, timeout: float) -> Mapping[str, Any]:
     """The object of address to value; `cog predict -i inputs=@file` makes it a data URI."""
     text: str | bytes = inputs.strip()
-    if isinstance(text, str) and is_url(text):
-        text = _text(text, "inputs", timeout).strip()
+    if isinstance(text, str) and source.is_address(text):
+        try:
+            with source.fetched(text, timeout=timeout, max_bytes=MAX_DOCUMENT_BYTES) as path:
+                text = path.read_bytes().strip()
+        except CallerError as err:
+            raise InvalidInput(
+                replace(problem, input="inputs") for problem in err.problems
+            ) from err
     if not text:
         return {}
     try:

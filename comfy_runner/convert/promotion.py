@@ -1,0 +1,224 @@
+"""The values that instances of subgraphs hold for widgets inside them.
+
+Rules are those of the front end 1.47.12 (`lib/litegraph/src/subgraph/SubgraphNode.ts`,
+`core/graph/subgraph/migration/proxyWidgetMigration.ts`).
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from comfy_runner.convert.network import Kind, NetNode, Network, driven
+from comfy_runner.convert.shapes import MISSING
+from comfy_runner.convert.ui import INPUT_NODE, Port
+from comfy_runner.convert.widgets import widget_of
+
+PREFIX = re.compile(r"\s*(\d+)\s*:\s*(.+)", re.DOTALL)
+"""What older editors wrote before the name of a widget from further inside: `12: seed`."""
+
+
+def promote(networks: Sequence[Network]) -> None:
+    """Give every instance its values; inner networks come before outer ones.
+
+    An input that feeds a widget inside has that widget's value, until the instance has its own.
+    The instance's `widgets_values` go by position to the inputs that have a widget, or, in files
+    that list `proxyWidgets`, to the entries of that list. The front end does both with such files,
+    so that an input that is not listed gets a value meant for another; this does only the latter.
+    """
+    for network in networks:
+        instances = [node for node in network.nodes.values() if node.kind is Kind.INSTANCE]
+        for instance in instances:
+            _take_inner_values(instance)
+            if not _proxies(instance):
+                _take_stored(instance, instance.node.values)
+            instance.promoted.update(_quarantined(instance))
+        for instance in instances:
+            proxies = _proxies(instance)
+            if proxies:
+                _Migration(instance, proxies).run()
+
+
+def _inner(instance: NetNode) -> Network:
+    if instance.network is None:
+        raise TypeError("no instance")
+    return instance.network
+
+
+def _sources(network: Network, number: int) -> Iterator[tuple[NetNode, str]]:
+    """Where the links of an input end inside, in the order that the definition lists them."""
+    for link_id in network.fed.get(number, ()):
+        link = network.links.get(link_id)
+        if link is not None and link_id in network.targets and link.origin == INPUT_NODE:
+            yield network.targets[link_id]
+
+
+def first_source(network: Network, number: int) -> tuple[str, str] | None:
+    """Id and input of the first node that shows a definition's input as a widget of its own."""
+    for node, name in _sources(network, number):
+        if node.kind is Kind.INSTANCE or name in node.values:
+            return node.node.id, name
+    return None
+
+
+def _take_inner_values(instance: NetNode) -> None:
+    """Each input whose first widget inside gives it one."""
+    network = _inner(instance)
+    instance.promoted = {}
+    for number, port in enumerate(network.inputs):
+        for node, name in _sources(network, number):
+            if name in node.held:
+                instance.promoted[port.name] = node.held[name]
+                break
+
+
+def _take_stored(instance: NetNode, stored: Any) -> None:
+    if isinstance(stored, dict):
+        known = instance.promoted.keys() & stored.keys()
+        instance.promoted.update({name: stored[name] for name in known})
+    elif stored:
+        instance.promoted.update(zip(instance.promoted, stored, strict=False))
+
+
+def _quarantined(instance: NetNode) -> dict[str, Any]:
+    """Values that the editor could not place once and kept; they beat the others."""
+    entries = instance.node.properties.get("proxyWidgetErrorQuarantine")
+    found: dict[str, Any] = {}
+    for entry in entries if isinstance(entries, list) else ():
+        match entry:
+            case {"originalEntry": ["-1", str() as name, *_], "hostValue": value} if (
+                value is not None and name in instance.promoted
+            ):
+                found.setdefault(name, value)
+    return found
+
+
+def _proxies(instance: NetNode) -> list[list[str]]:
+    """The legacy list of promoted widgets; one entry of another shape voids it."""
+    entries = instance.node.properties.get("proxyWidgets")
+    if not isinstance(entries, list):
+        return []
+    for entry in entries:
+        if not isinstance(entry, list) or len(entry) not in (2, 3):
+            return []
+        if not all(isinstance(part, str) for part in entry):
+            return []
+    return entries
+
+
+class _Migration:
+    """Turns one instance's `proxyWidgets` into inputs of its definition, and gives them values."""
+
+    def __init__(self, instance: NetNode, entries: list[list[str]]) -> None:
+        self._instance = instance
+        self._network = _inner(instance)
+        self._entries = entries
+
+    def run(self) -> None:
+        stored = self._instance.node.values
+        values = stored if isinstance(stored, list) else []
+        moved: dict[str, str] = {}
+        for number, (node_id, name, *rest) in enumerate(self._entries):
+            value = values[number] if number < len(values) else None
+            found = self._place(node_id, name, rest[0] if rest else "", moved)
+            if found is None:
+                continue
+            self._instance.proxied[node_id, name] = found
+            if value is not None:
+                self._instance.promoted[found] = value
+
+    def _place(self, node_id: str, name: str, hint: str, moved: dict[str, str]) -> str | None:
+        """The name of the instance's input that an entry means; made where there is none."""
+        plain, inner_id = _plain(name)
+        for wanted, source in ((name, hint), (plain, inner_id or hint)):
+            found = self._input_for(node_id, wanted)
+            if found is None and node_id == "-1" and wanted in self._instance.promoted:
+                found = wanted
+            if found is not None:
+                return found
+            node = self._network.nodes.get(node_id)
+            if node is None or name.startswith("$$"):
+                continue
+            if node.kind is Kind.PRIMITIVE:
+                return self._take_over(node, wanted, moved)
+            inner = _widget_name(node, wanted, source)
+            if inner is not None:
+                return self._expose(node, inner)
+        return None
+
+    def _input_for(self, node_id: str, name: str) -> str | None:
+        """The input whose first widget inside is that one."""
+        for number, port in enumerate(self._network.inputs):
+            if first_source(self._network, number) == (node_id, name):
+                return port.name
+        return None
+
+    def _expose(self, node: NetNode, name: str) -> str:
+        """A new input of the definition that feeds this widget, and nothing else does."""
+        value = node.held[name]
+        kind = "*"
+        if node.shape is not None:
+            widget = widget_of(node.shape, node.values, name)
+            kind = widget.type if widget is not None else "*"
+        new = self._new_input(name, kind, value)
+        self._network.feed(node, name)
+        return new
+
+    def _take_over(self, primitive: NetNode, name: str, moved: dict[str, str]) -> str | None:
+        """One new input in place of a PrimitiveNode, for all that it drives.
+
+        The front end looks the driven widgets up by slot numbers that are out of date by then, and
+        so can feed the wrong one; here they are found by their links.
+        """
+        if primitive.node.id in moved:
+            return moved[primitive.node.id]
+        targets = driven(self._network, primitive)
+        if not targets:
+            return None
+        node, first = targets[0]
+        title = primitive.node.title
+        kind = primitive.node.outputs()
+        new = self._new_input(
+            title if title and title != "PrimitiveNode" else name,
+            kind[0][1] if kind else "*",
+            node.held.get(first, MISSING),
+        )
+        for node, inner in targets:
+            self._network.feed(node, inner)
+        moved[primitive.node.id] = new
+        return new
+
+    def _new_input(self, name: str, kind: str, value: Any) -> str:
+        """Adds an input under a free name; every instance has it, with the inner value."""
+        taken = {port.name for port in self._network.inputs}
+        free, number = name, 0
+        while free in taken:
+            number += 1
+            free = f"{name}_{number}"
+        self._network.inputs.append(Port(free, kind, (), ""))
+        for instance in self._network.instances:
+            instance.promoted[free] = value
+        return free
+
+
+def _plain(name: str) -> tuple[str, str]:
+    """The widget's own name, and the id of the innermost node that its prefixes name."""
+    inner_id = ""
+    while (match := PREFIX.fullmatch(name)) is not None:
+        inner_id, name = match.group(1), match.group(2)
+    return name, inner_id
+
+
+def _widget_name(node: NetNode, name: str, inner_id: str) -> str | None:
+    """The node's widget of that name; for an instance also by the name it has further inside."""
+    if node.kind is not Kind.INSTANCE:
+        return name if name in node.values else None
+    network = _inner(node)
+    for number, port in enumerate(network.inputs):
+        if port.name not in node.promoted:
+            continue
+        if port.name == name and not inner_id:
+            return name
+        source = next(_sources(network, number), None)
+        if source is not None and source[1] == name and inner_id in ("", source[0].node.id):
+            return port.name
+    return None

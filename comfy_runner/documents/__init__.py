@@ -1,0 +1,1 @@
+"""Workflows from wherever they are kept: files of many kinds, URLs, data URIs."""
