@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from comfy_runner.comfyui.client import ComfyClient
 from comfy_runner.comfyui.process import ComfyProcess
@@ -14,6 +15,10 @@ from comfy_runner.runner import Runner
 HERE = Path(__file__).resolve().parent
 
 BOOT_TIMEOUT = 180.0
+
+# A machine with other work on it makes examples slowly, which says nothing about the code.
+settings.register_profile("ours", suppress_health_check=[HealthCheck.too_slow], deadline=None)
+settings.load_profile("ours")
 
 collect_ignore = ["custom_nodes", "fakes"]
 

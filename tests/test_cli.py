@@ -107,7 +107,7 @@ def test_an_interrupted_run_leaves_nothing(program: Program) -> None:
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
-        assert process.wait(60) == 130
+        assert process.wait(60) == 130, rest
     assert "Traceback" not in rest
     assert psutil.wait_procs(family, timeout=30)[1] == []
     assert list((program.folder / "output").iterdir()) == []
