@@ -1,5 +1,6 @@
 """The values that instances of subgraphs hold for widgets inside them."""
 
+import json
 from typing import Any
 
 import pytest
@@ -107,22 +108,28 @@ def test_nothing_is_promoted_through_a_reroute() -> None:
     assert size(sent(document([ui(1, "inner", [7])], subgraphs=[inner]))) == (64, 48)
 
 
+def kept(name: str = "width", value: Any = 9, **changes: Any) -> dict[str, Any]:
+    """A value that the editor could not place, as it keeps it."""
+    entry = {"originalEntry": ["-1", name], "reason": "unlinkedSourceWidget"}
+    return {**entry, "hostValue": value, "attemptedAtVersion": 1, **changes}
+
+
 @pytest.mark.parametrize(
     ("entries", "expected"),
     [
-        ([{"originalEntry": ["-1", "width"], "hostValue": 9}], (9, 2)),
-        ([{"originalEntry": ["-1", "width", "x"], "hostValue": 9}], (9, 2)),
-        (
-            [
-                {"originalEntry": ["-1", "width"], "hostValue": 9},
-                {"originalEntry": ["-1", "width"], "hostValue": 10},
-            ],
-            (9, 2),
-        ),
-        ([{"originalEntry": ["-1", "width"], "hostValue": None}], (1, 2)),
-        ([{"originalEntry": ["-1", "image"], "hostValue": 9}], (1, 2)),
-        ([{"originalEntry": ["10", "width"], "hostValue": 9}], (1, 2)),
-        ([{"originalEntry": ["-1"], "hostValue": 9}, None, "x", {}, []], (1, 2)),
+        ([kept()], (9, 2)),
+        ([kept(originalEntry=["-1", "width", "x"])], (9, 2)),
+        ([kept(), kept(value=10)], (9, 2)),
+        (json.dumps([kept()]), (9, 2)),
+        ([kept(value=None)], (1, 2)),
+        ([kept("image")], (1, 2)),
+        ([kept(originalEntry=["10", "width"])], (1, 2)),
+        # lists that are none
+        ([kept(), kept(originalEntry=["-1"])], (1, 2)),
+        ([kept(), kept(reason="mood")], (1, 2)),
+        ([kept(), kept(attemptedAtVersion=2)], (1, 2)),
+        ([kept(), None], (1, 2)),
+        ([kept(), {}], (1, 2)),
         ("odd", (1, 2)),
         (None, (1, 2)),
     ],
@@ -130,6 +137,33 @@ def test_nothing_is_promoted_through_a_reroute() -> None:
 def test_values_that_the_editor_could_not_place_once_win(entries: Any, expected: Any) -> None:
     instance = ui(1, "sized", [1, 2], properties={"proxyWidgetErrorQuarantine": entries})
     assert size(sent(document([instance], subgraphs=[sized()]))) == expected
+
+
+@pytest.mark.parametrize("stored", [None, [None], [None, "x"]])
+def test_a_null_for_a_combo_is_its_first_choice(stored: Any) -> None:
+    sampler = ui(10, "KSampler", [5, "fixed", 20, 8, None], links={"sampler_name": 1})
+    inner = subgraph("inner", [sampler], [(1, -10, 0, 10, 0, "COMBO")], [("sampler_name", "COMBO")])
+    middle = subgraph(
+        "middle",
+        [ui(20, "inner", [None], links={"sampler_name": 1})],
+        [(1, -10, 0, 20, 0, "COMBO")],
+        [("sampler", "COMBO")],
+    )
+    file = document([ui(1, "inner", stored), ui(2, "middle", stored)], subgraphs=[inner, middle])
+    made = sent(file)
+    assert made["1:10"]["inputs"]["sampler_name"] == "euler"
+    assert made["2:20:10"]["inputs"]["sampler_name"] == "euler"
+
+
+def test_two_inputs_of_one_name_share_the_last_value() -> None:
+    inner = subgraph(
+        "inner",
+        [empty_image(10, links={"width": 1, "height": 2})],
+        [(1, -10, 0, 10, 0, "INT"), (2, -10, 1, 10, 1, "INT")],
+        [("size", "INT"), ("size", "INT")],
+    )
+    assert size(sent(document([ui(1, "inner", [7, 8])], subgraphs=[inner]))) == (8, 8)
+    assert size(sent(document([ui(1, "inner", [7])], subgraphs=[inner]))) == (7, 7)
 
 
 def proxied(entries: Any, stored: Any, definition: Any = None, **rest: Any) -> dict[str, Any]:
@@ -153,6 +187,8 @@ def proxied(entries: Any, stored: Any, definition: Any = None, **rest: Any) -> d
         ([["10", "12: height"]], [8], (64, 8)),
         ([["10", " 3 : 12: height"]], [8], (64, 8)),
         ([["10", "height", "10"]], [8], (64, 8)),
+        ('[["10", "height"]]', [8], (64, 8)),
+        ([["-1", "width"], ["10", "width"]], [7, 8], (7, 48)),
         # lists that are none: values go by position
         ([["10", "height"], [10, "width"]], [7, 8], (7, 8)),
         ([["10", "height"], "x"], [7, 8], (7, 8)),
@@ -211,7 +247,34 @@ def test_a_listed_primitive_gives_its_input_to_all_that_it_drives() -> None:
     assert size(proxied([["9", "value"]], [7], inner)) == (7, 7)
     # without a value, the first of what it drives tells it
     assert size(proxied([["9", "value"]], [], inner)) == (64, 64)
-    assert size(proxied([["9", "value"], ["9", "value"]], [None, 8], inner)) == (8, 8)
+    assert size(proxied([["9", "value"], ["9", "value"]], [None, 8], inner)) == (64, 64)
+    # each instance has a value of its own
+    nodes = [
+        ui(key, "sized", [7 + key], properties={"proxyWidgets": [["9", "value"]]}) for key in (1, 2)
+    ]
+    made = sent(document(nodes, subgraphs=[inner]))
+    assert (size(made), size(made, "2:10")) == ((8, 8), (9, 9))
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ([["9", "value"], ["9", "control_after_generate"]], (5, 5)),
+        ([["10", "height"], ["9", "value"]], (5, 7)),
+        ([["10", "width"], ["9", "value"]], (7, 48)),
+    ],
+)
+def test_a_listed_primitive_stays_where_it_cannot_be_replaced(entries: Any, expected: Any) -> None:
+    listed = [{"name": "INT", "type": "INT", "links": [1, 2]}]
+    inner = subgraph(
+        "sized",
+        [
+            ui(9, "PrimitiveNode", [5, "fixed"], outputs=listed),
+            empty_image(10, links={"width": 1, "height": 2}),
+        ],
+        [(1, 9, 0, 10, 0, "INT"), (2, 9, 0, 10, 1, "INT")],
+    )
+    assert size(proxied(entries, [7, 8], inner)) == expected
 
 
 def test_a_listed_primitive_that_drives_nothing_is_passed_over() -> None:
@@ -221,7 +284,13 @@ def test_a_listed_primitive_that_drives_nothing_is_passed_over() -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("width", (7, 48)), ("10: width", (7, 48)), ("20: 10: width", (7, 48)), ("99: x", (64, 48))],
+    [
+        ("width", (7, 48)),
+        ("10: width", (7, 48)),
+        ("20: 10: width", (7, 48)),
+        ("11: width", (7, 48)),
+        ("99: x", (64, 48)),
+    ],
 )
 def test_a_widget_from_further_inside_is_found_by_its_prefixes(name: str, expected: Any) -> None:
     middle = subgraph("outer", [ui(20, "sized")])

@@ -100,6 +100,8 @@ class NetNode:
     """Input name to value, for each input of an `INSTANCE` that has a widget."""
     proxied: dict[tuple[str, str], str] = field(default_factory=dict)
     """Id and widget of an inner node, as `proxyWidgets` names them, to the input for it."""
+    successor: str = ""
+    """Of a `PRIMITIVE`: the input of the definition that took its place."""
     signal: tuple[str, str] = ("", "")
     """Of a `SET`, and of the one that a `GET` looks for: its type and name."""
 
@@ -173,17 +175,24 @@ class Network:
 
 
 def driven(network: Network, primitive: NetNode) -> list[tuple[NetNode, str]]:
-    """Each node and input that a PrimitiveNode is connected to, in the order of its links.
+    """Each node and input that a PrimitiveNode is connected to, in the order of its links."""
+    return [target for target in reached(network, primitive) if target is not None]
 
-    Those are the links that its output lists; without any outputs in the file, all that there are.
+
+def reached(network: Network, primitive: NetNode) -> list[tuple[NetNode, str] | None]:
+    """The node and input where each link of a PrimitiveNode ends, `None` for one that was cut.
+
+    Its links are those that its output lists; without outputs in the file, all that end somewhere.
     """
     listed = primitive.node.listed_links()
-    found = []
+    ends: list[tuple[NetNode, str] | None] = []
     for link_id in network.links if listed is None else listed:
         link = network.links.get(link_id)
-        if link is not None and link.origin == primitive.node.id and link_id in network.targets:
-            found.append(network.targets[link_id])
-    return found
+        is_its = link is not None and link.origin == primitive.node.id
+        target = network.targets.get(link_id) if is_its else None
+        if target is not None or listed is not None:
+            ends.append(target)
+    return ends
 
 
 def build(

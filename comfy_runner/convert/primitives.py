@@ -10,7 +10,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from comfy_runner.convert.network import Kind, NetNode, Network, driven
+from comfy_runner.convert.network import Kind, NetNode, Network, reached
 from comfy_runner.convert.shapes import MISSING, WIDGETS, Widget
 from comfy_runner.convert.widgets import slots_of, widget_of, without_null
 
@@ -72,11 +72,11 @@ class _Target(NamedTuple):
 
 
 def _targets(network: Network, primitive: NetNode) -> list[_Target]:
-    reached = driven(network, primitive)
-    if not reached or not _is_widget_like(*reached[0]):
+    ends = reached(network, primitive)
+    if not ends or ends[0] is None or not _is_widget_like(*ends[0]):
         return []
     found = []
-    for node, name in reached:
+    for node, name in filter(None, ends):
         widget = widget_of(node.shape, node.values, name) if node.shape is not None else None
         if widget is not None and name in node.values:
             found.append(_Target(node, name, widget))

@@ -4,14 +4,21 @@ Rules are those of the front end 1.47.12 (`lib/litegraph/src/subgraph/SubgraphNo
 `core/graph/subgraph/migration/proxyWidgetMigration.ts`).
 """
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from comfy_runner.convert.network import Kind, NetNode, Network, driven
+from comfy_runner.convert.network import Kind, NetNode, Network, reached
 from comfy_runner.convert.shapes import MISSING
 from comfy_runner.convert.ui import INPUT_NODE, Port
-from comfy_runner.convert.widgets import widget_of
+from comfy_runner.convert.widgets import widget_of, without_null
+
+REASONS = frozenset(
+    {"missingSourceNode", "missingSourceWidget", "missingSubgraphInput"}
+    | {"ambiguousSubgraphInput", "unlinkedSourceWidget", "primitiveBypassFailed"}
+)
+"""Why the editor could not place a value."""
 
 PREFIX = re.compile(r"\s*(\d+)\s*:\s*(.+)", re.DOTALL)
 """What older editors wrote before the name of a widget from further inside: `12: seed`."""
@@ -36,6 +43,9 @@ def promote(networks: Sequence[Network]) -> None:
             proxies = _proxies(instance)
             if proxies:
                 _Migration(instance, proxies).run()
+            for name, value in instance.promoted.items():
+                if value is None:
+                    instance.promoted[name] = _without_null(instance, name)
 
 
 def _inner(instance: NetNode) -> Network:
@@ -76,33 +86,67 @@ def _take_stored(instance: NetNode, stored: Any) -> None:
         known = instance.promoted.keys() & stored.keys()
         instance.promoted.update({name: stored[name] for name in known})
     elif stored:
-        instance.promoted.update(zip(instance.promoted, stored, strict=False))
+        # Two inputs of one name share one value, and yet each has a place.
+        ports = _inner(instance).inputs
+        names = [port.name for port in ports if port.name in instance.promoted]
+        instance.promoted.update(zip(names, stored, strict=False))
+
+
+def _without_null(instance: NetNode, name: str) -> Any:
+    """What the editor puts in place of a null that an instance holds: a combo's first choice."""
+    while instance.network is not None:
+        network = instance.network
+        number = next(i for i, port in enumerate(network.inputs) if port.name == name)
+        source = next((s for s in _sources(network, number) if s[1] in s[0].held), None)
+        if source is None:
+            return None
+        instance, name = source
+    widget = widget_of(instance.shape, instance.values, name) if instance.shape else None
+    mended = None if widget is None else without_null(widget)
+    return None if mended == "" else mended
 
 
 def _quarantined(instance: NetNode) -> dict[str, Any]:
-    """Values that the editor could not place once and kept; they beat the others."""
-    entries = instance.node.properties.get("proxyWidgetErrorQuarantine")
+    """Values that the editor could not place once and kept; they beat the others.
+
+    One entry of another shape voids the list (`core/schemas/proxyWidgetQuarantineSchema.ts`).
+    """
     found: dict[str, Any] = {}
-    for entry in entries if isinstance(entries, list) else ():
+    for entry in _property(instance, "proxyWidgetErrorQuarantine"):
         match entry:
-            case {"originalEntry": ["-1", str() as name, *_], "hostValue": value} if (
-                value is not None and name in instance.promoted
-            ):
-                found.setdefault(name, value)
+            case {"originalEntry": original, "reason": str() as reason, "attemptedAtVersion": 1}:
+                if not _is_entry(original) or reason not in REASONS:
+                    return {}
+                value = entry.get("hostValue")
+                if original[0] == "-1" and original[1] in instance.promoted and value is not None:
+                    found.setdefault(original[1], value)
+            case _:
+                return {}
     return found
 
 
 def _proxies(instance: NetNode) -> list[list[str]]:
     """The legacy list of promoted widgets; one entry of another shape voids it."""
-    entries = instance.node.properties.get("proxyWidgets")
-    if not isinstance(entries, list):
-        return []
-    for entry in entries:
-        if not isinstance(entry, list) or len(entry) not in (2, 3):
+    entries = _property(instance, "proxyWidgets")
+    return entries if all(map(_is_entry, entries)) else []
+
+
+def _is_entry(raw: Any) -> bool:
+    """Whether it is a node's id and a widget's name, perhaps with another id."""
+    return (
+        isinstance(raw, list) and len(raw) in (2, 3) and all(isinstance(part, str) for part in raw)
+    )
+
+
+def _property(instance: NetNode, name: str) -> list[Any]:
+    """A property that is a list, or JSON text of one."""
+    raw = instance.node.properties.get(name)
+    if isinstance(raw, str):
+        try:
+            raw = json.loads(raw)
+        except (ValueError, RecursionError):
             return []
-        if not all(isinstance(part, str) for part in entry):
-            return []
-    return entries
+    return raw if isinstance(raw, list) else []
 
 
 class _Migration:
@@ -114,32 +158,46 @@ class _Migration:
         self._entries = entries
 
     def run(self) -> None:
-        stored = self._instance.node.values
-        values = stored if isinstance(stored, list) else []
-        moved: dict[str, str] = {}
+        """Widgets and inputs first, then PrimitiveNodes, then inputs that are called by name."""
+        primitives: dict[str, list[int]] = {}
+        by_name: list[int] = []
         for number, (node_id, name, *rest) in enumerate(self._entries):
-            value = values[number] if number < len(values) else None
-            found = self._place(node_id, name, rest[0] if rest else "", moved)
-            if found is None:
-                continue
-            self._instance.proxied[node_id, name] = found
-            if value is not None:
-                self._instance.promoted[found] = value
+            node = self._network.nodes.get(node_id)
+            if node_id == "-1":
+                by_name.append(number)
+            elif node is not None and node.kind is Kind.PRIMITIVE:
+                primitives.setdefault(node_id, []).append(number)
+            else:
+                self._give(number, self._place(node_id, name, rest[0] if rest else ""))
+        for node_id, numbers in primitives.items():
+            names = {_plain(self._entries[number][1])[0] for number in numbers}
+            found = self._take_over(self._network.nodes[node_id], names)
+            self._give(numbers[0], found)
+        for number in by_name:
+            name = self._entries[number][1]
+            self._give(number, name if name in self._instance.promoted else None)
 
-    def _place(self, node_id: str, name: str, hint: str, moved: dict[str, str]) -> str | None:
+    def _give(self, number: int, name: str | None) -> None:
+        """Give an input the value that an entry has."""
+        if name is None:
+            return
+        node_id, widget, *_ = self._entries[number]
+        self._instance.proxied[node_id, widget] = name
+        stored = self._instance.node.values
+        value = stored[number] if isinstance(stored, list) and number < len(stored) else None
+        if value is not None:
+            self._instance.promoted[name] = value
+
+    def _place(self, node_id: str, name: str, hint: str) -> str | None:
         """The name of the instance's input that an entry means; made where there is none."""
         plain, inner_id = _plain(name)
         for wanted, source in ((name, hint), (plain, inner_id or hint)):
             found = self._input_for(node_id, wanted)
-            if found is None and node_id == "-1" and wanted in self._instance.promoted:
-                found = wanted
             if found is not None:
                 return found
             node = self._network.nodes.get(node_id)
             if node is None or name.startswith("$$"):
                 continue
-            if node.kind is Kind.PRIMITIVE:
-                return self._take_over(node, wanted, moved)
             inner = _widget_name(node, wanted, source)
             if inner is not None:
                 return self._expose(node, inner)
@@ -163,28 +221,30 @@ class _Migration:
         self._network.feed(node, name)
         return new
 
-    def _take_over(self, primitive: NetNode, name: str, moved: dict[str, str]) -> str | None:
+    def _take_over(self, primitive: NetNode, names: Collection[str]) -> str | None:
         """One new input in place of a PrimitiveNode, for all that it drives.
 
-        The front end looks the driven widgets up by slot numbers that are out of date by then, and
-        so can feed the wrong one; here they are found by their links.
+        There is none where entries name several of its widgets, or where it has lost a link: then
+        it goes on driving the others. The front end looks the driven widgets up by slot numbers
+        that are out of date by then, and so can feed the wrong one; here they are found by their
+        links.
         """
-        if primitive.node.id in moved:
-            return moved[primitive.node.id]
-        targets = driven(self._network, primitive)
-        if not targets:
+        if primitive.successor:
+            return primitive.successor
+        targets = [target for target in reached(self._network, primitive) if target is not None]
+        if not targets or None in reached(self._network, primitive) or len(names) > 1:
             return None
         node, first = targets[0]
         title = primitive.node.title
         kind = primitive.node.outputs()
         new = self._new_input(
-            title if title and title != "PrimitiveNode" else name,
+            title if title and title != "PrimitiveNode" else next(iter(names)),
             kind[0][1] if kind else "*",
             node.held.get(first, MISSING),
         )
         for node, inner in targets:
             self._network.feed(node, inner)
-        moved[primitive.node.id] = new
+        primitive.successor = new
         return new
 
     def _new_input(self, name: str, kind: str, value: Any) -> str:
@@ -221,4 +281,4 @@ def _widget_name(node: NetNode, name: str, inner_id: str) -> str | None:
         source = next(_sources(network, number), None)
         if source is not None and source[1] == name and inner_id in ("", source[0].node.id):
             return port.name
-    return None
+    return name if name in node.promoted else None
