@@ -101,6 +101,8 @@ def test_an_interrupted_run_leaves_nothing(program: Program) -> None:
         env=program.environment,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job ignores SIGINT, and so would whatever it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as process:
         assert process.stderr is not None
         assert any("node 1 (Slow)" in line for line in process.stderr)
