@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfy_runner.errors import Cancelled, DownloadFailed, HashMismatch, InvalidInput
+from comfy_runner.fetch.answers import signed_on
 from comfy_runner.fetch.download import Fetched, Patience, fetch
 from comfy_runner.fetch.staged import safetensors_fault
 from comfy_runner.fetch.urls import clean_name, redacted
@@ -266,6 +267,13 @@ def test_a_token_goes_to_its_host_only(server: FileServer, get: Callable[..., Fe
 
     sent = [asked.headers.get("Authorization") for asked in server.asked]
     assert sent == ["Bearer s3cret", "Bearer s3cret", None]
+
+
+def test_no_token_goes_out_where_others_can_read_it() -> None:
+    tokens = {"huggingface.co": "t", "localhost": "t", "127.0.0.1": "t"}
+    assert signed_on("http://huggingface.co/x", tokens) == ("http://huggingface.co/x", "")
+    for url in ("https://huggingface.co/x", "http://localhost:80/x", "http://127.0.0.1/x"):
+        assert signed_on(url, tokens) == (url, "Bearer t")
 
 
 def test_no_token_goes_to_a_host_that_was_not_named(

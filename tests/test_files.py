@@ -586,7 +586,7 @@ def test_a_failed_fetch_leaves_nothing_that_clear_does_not_take(
     inputs: InputFolder, folder: Path, server: FileServer
 ) -> None:
     good, bad = server.serve("good.png", b"good"), server.url("missing.png")
-    with pytest.raises(DownloadFailed, match="no such file"):
+    with pytest.raises(DownloadFailed, match=r"^node 2, input image: .* no such file"):
         inputs.stage([need(good, is_url=True), need(bad, "2", is_url=True)], {}, Event())
     assert not [name for name in laid_there(folder) if name.endswith("part")]
     inputs.clear()

@@ -2,34 +2,36 @@
 
 import base64
 import binascii
-import logging
 import os
 import re
-import socket
-import ssl
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import requests
-import urllib3
 
 from comfy_runner.errors import Cancelled
+from comfy_runner.fetch.answers import (
+    BUSY,
+    Attempts,
+    Interrupted,
+    Reply,
+    ask,
+    is_page,
+    media_type,
+    persist,
+    retry_after,
+    signed_on,
+    validator,
+)
 from comfy_runner.fetch.staged import Expect, Progress, StagedFile
-from comfy_runner.fetch.transport import TICK, interruptible_session
-from comfy_runner.fetch.urls import EXTENSIONS, bad_url, clean_name, redacted, scheme
+from comfy_runner.fetch.transport import interruptible_session
+from comfy_runner.fetch.urls import EXTENSIONS, bad_url, clean_name, scheme
 
 CHUNK = 256 * 1024
 """Most bytes that are read at once; less where the server is slower."""
-MAX_REDIRECTS = 10
-MAX_RESUMES = 50
-"""How often one file is resumed while each time brings new bytes."""
-MAX_RETRY_AFTER = 60.0
-"""Longest wait, in seconds, that a server may ask for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +60,6 @@ class Fetched:
     """64 hexadecimal digits."""
     name: str
     """File name that the source gives it; safe as one part of a path."""
-
-
-class _Interrupted(Exception):
-    """An attempt ended early and another one may succeed."""
-
-    def __init__(self, reason: str, retry_after: float | None = None) -> None:
-        self.reason = reason
-        self.retry_after = retry_after
-        super().__init__(reason)
 
 
 def fetch(
@@ -152,44 +145,32 @@ class _Download:
 
     def run(self) -> str:
         """Write the whole body to the part. Returns the file's name."""
-        stuck = resumed = 0
         with interruptible_session(self.cancelled) as session:
-            while True:
-                if self.cancelled.is_set():
-                    raise Cancelled(f"The download of {self.part.shown} was cancelled.")
-                before = self.part.done
-                # Errors of requests hold the full URL: only their reason leaves the except block.
-                malformed = False
-                retry_after = None
-                try:
-                    return self._attempt(session)
-                except _Interrupted as interrupted:
-                    reason, retry_after = interrupted.reason, interrupted.retry_after
-                except (requests.exceptions.InvalidURL, urllib3.exceptions.LocationParseError):
-                    malformed, reason = True, ""
-                except (requests.RequestException, urllib3.exceptions.HTTPError) as err:
-                    reason = _reason(err, self.patience)
-                if malformed:
-                    bad_url(self.url, "it is malformed.")
-                if "CERTIFICATE_VERIFY_FAILED" in reason:
-                    self.part.fail("the server's certificate is not trusted.")
-                if self.part.done > before > 0 and resumed < MAX_RESUMES:
-                    stuck, resumed = 0, resumed + 1
-                else:
-                    stuck += 1
-                if stuck > self.patience.retries:
-                    self.part.fail(f"{reason} Gave up after {stuck} attempts.", "Try again later.")
-                pause = min(self.patience.backoff * 2 ** max(stuck - 1, 0), 15.0)
-                if retry_after is not None:
-                    pause = min(retry_after, MAX_RETRY_AFTER)
-                logging.getLogger(__name__).info("%s: %s Trying again.", self.part.shown, reason)
-                _wait(pause, self.cancelled, self.part.shown)
+            return persist(
+                lambda: self._attempt(session),
+                Attempts(self.patience.retries, self.patience.backoff),
+                url=self.url,
+                done=lambda: self.part.done,
+                timeout=(self.patience.connect, self.patience.stall),
+                cancelled=self.cancelled,
+                refuse=self.part.fail,
+                give_up=self.part.fail,
+            )
 
     def _attempt(self, session: requests.Session) -> str:
-        headers = {"Accept-Encoding": "identity", "User-Agent": "comfy-runner"}
+        headers: dict[str, str] = {}
         if self.part.done and self.validator:
             headers |= {"Range": f"bytes={self.part.done}-", "If-Range": self.validator}
-        with self._open(session, headers) as response:
+        url, authorization = signed_on(self.url, self.credentials)
+        answer = ask(
+            session,
+            url,
+            headers,
+            authorization=authorization,
+            timeout=(self.patience.connect, self.patience.stall),
+            refuse=self.part.fail,
+        )
+        with answer.response as response:
             self._judge(response)
             total = self._begin(response, ranged="Range" in headers)
             encoded = "Content-Encoding" in response.headers
@@ -198,49 +179,8 @@ class _Download:
             expected = self.part.size if total is None else total
             if expected is not None and self.part.done < expected:
                 got = f"{self.part.done} of {expected} bytes"
-                raise _Interrupted(f"the server closed the connection after {got}.")
-            return _name_of(self.url, response)
-
-    def _open(self, session: requests.Session, headers: Mapping[str, str]) -> requests.Response:
-        """The answer at the end of all redirects; its body is not read yet."""
-        url, authorization = self._authorization()
-        for _ in range(MAX_REDIRECTS + 1):
-            sent = {**headers, **({"Authorization": authorization} if authorization else {})}
-            response = session.get(
-                url,
-                headers=sent,
-                stream=True,
-                allow_redirects=False,
-                timeout=(self.patience.connect, self.patience.stall),
-            )
-            location = session.get_redirect_target(response)
-            if location is None:
-                return response
-            response.close()
-            following = urljoin(url, location)
-            if scheme(following) not in ("http", "https"):
-                self.part.fail(f"it redirects to {redacted(following)}, which is no web address.")
-            if authorization and session.should_strip_auth(url, following):  # type: ignore[no-untyped-call]
-                authorization = ""
-            url = following
-        return self.part.fail(f"the server redirected more than {MAX_REDIRECTS} times.")
-
-    def _authorization(self) -> tuple[str, str]:
-        """The URL without user and password, and the Authorization header for its host."""
-        try:
-            parts = urlsplit(self.url)
-            host = parts.hostname
-        except ValueError:
-            bad_url(self.url, "it is malformed.")
-        if not host:
-            bad_url(self.url, "it names no host.")
-        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-        if token := self.credentials.get(host):
-            return bare, f"Bearer {token}"
-        if parts.username or parts.password:
-            pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
-            return bare, f"Basic {base64.b64encode(pair.encode()).decode()}"
-        return bare, ""
+                raise Interrupted(f"the server closed the connection after {got}.")
+            return name_of(self.url, response)
 
     def _judge(self, response: requests.Response) -> None:
         status = response.status_code
@@ -250,7 +190,7 @@ class _Download:
             case 416:
                 self.validator = ""
                 self.part.restart()
-                raise _Interrupted("the server could not resume the file.")
+                raise Interrupted("the server could not resume the file.")
             case 401 | 403:
                 self.part.fail(
                     f"the server refused access (HTTP {status}).",
@@ -258,13 +198,13 @@ class _Download:
                 )
             case 404 | 410:
                 self.part.fail(f"there is no such file (HTTP {status}).", "Check the address.")
-            case _ if status in (408, 425, 429) or 500 <= status < 600:  # noqa: PLR2004
-                retry_after = _retry_after(response.headers.get("Retry-After", ""))
-                raise _Interrupted(f"the server is busy or broken (HTTP {status}).", retry_after)
+            case _ if status in BUSY:
+                raise Interrupted(
+                    f"the server is busy or broken (HTTP {status}).", retry_after(response.headers)
+                )
             case _:
                 self.part.fail(f"the server answered HTTP {status}.", "Check the address.")
-        kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if self.expect != "any" and kind in ("text/html", "application/xhtml+xml"):
+        if self.expect != "any" and is_page(response.headers):
             self.part.fail_as_page()
 
     def _begin(self, response: requests.Response, *, ranged: bool) -> int | None:
@@ -276,7 +216,7 @@ class _Download:
             if not ranged or fits is None or int(fits[1]) != self.part.done:
                 self.validator = ""
                 self.part.restart()
-                raise _Interrupted("the server sent another part of the file than was asked for.")
+                raise Interrupted("the server sent another part of the file than was asked for.")
             total = None if fits[2] == "*" else int(fits[2])
         else:
             self.part.restart()
@@ -286,60 +226,15 @@ class _Download:
                 and not {"Content-Encoding", "Transfer-Encoding"} & headers.keys()
             ):
                 total = int(length)
-            self.validator = _validator(response)
+            resumable = headers.get("Accept-Ranges", "").lower() == "bytes"
+            self.validator = validator(headers) if resumable else ""
         if total is not None:
             self.part.admit(total, whole=True)
         self.part.total = self.part.size if total is None else total
         return total
 
 
-def _validator(response: requests.Response) -> str:
-    """What If-Range must say to resume this answer; empty when it cannot be resumed."""
-    headers = response.headers
-    if headers.get("Accept-Ranges", "").lower() != "bytes" or "Content-Encoding" in headers:
-        return ""
-    tag = headers.get("ETag", "")
-    # RFC 9110, 13.1.5: a weak tag must not stand in If-Range.
-    return tag if tag.startswith('"') else headers.get("Last-Modified", "")
-
-
-def _retry_after(text: str) -> float | None:
-    """Seconds that a Retry-After header asks for; None when there is none or it makes no sense."""
-    if text.isdecimal():
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
-
-
-def _reason(err: Exception, patience: Patience) -> str:
-    """Why a request failed, without its URL."""
-    seen: list[BaseException] = []
-    following: list[object] = [err]
-    while following:
-        cause = following.pop()
-        if isinstance(cause, BaseException) and cause not in seen:
-            seen.append(cause)
-            following += [cause.__cause__, cause.__context__, getattr(cause, "reason", None)]
-            following += cause.args
-    for cause in seen:
-        # Not every failure to connect is a timeout, but urllib3 derives them all from one.
-        if isinstance(cause, ssl.SSLError):
-            return f"TLS failed ({cause.reason or 'the connection was lost'})."
-        if isinstance(cause, socket.gaierror):
-            return "the host name is not known."
-        if isinstance(cause, OSError) and cause.strerror:
-            return f"{cause.strerror.lower()}."
-    for cause in seen:
-        if isinstance(cause, requests.ReadTimeout | urllib3.exceptions.ReadTimeoutError):
-            return f"the server sent nothing for {patience.stall:g} s."
-        if isinstance(cause, requests.ConnectTimeout):
-            return f"no connection within {patience.connect:g} s."
-    return "the connection broke."
-
-
-def _name_of(url: str, response: requests.Response) -> str:
+def name_of(url: str, response: Reply) -> str:
     """The file's name: from Content-Disposition, else from the URL, with an extension if known."""
     disposition = response.headers.get("Content-Disposition", "")
     if coded := re.search(
@@ -355,8 +250,7 @@ def _name_of(url: str, response: requests.Response) -> str:
     for name in (asked, answered):
         if PurePosixPath(name).suffix:
             return name
-    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    return asked + EXTENSIONS.get(kind, "")
+    return asked + EXTENSIONS.get(media_type(response.headers), "")
 
 
 def _decode(url: str, part: StagedFile) -> str:
@@ -396,10 +290,3 @@ def _copy(url: str, base: Path | None, part: StagedFile, cancelled: threading.Ev
     except OSError as err:
         part.fail(f"the file cannot be read ({err.strerror}).", "Is the project complete?")
     return clean_name(path.name)
-
-
-def _wait(seconds: float, cancelled: threading.Event, shown: str) -> None:
-    deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0:
-        if cancelled.wait(min(left, TICK)):
-            raise Cancelled(f"The download of {shown} was cancelled.")

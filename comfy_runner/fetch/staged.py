@@ -1,12 +1,16 @@
 """The unfinished file beside its target: counted and hashed as it grows, judged, then renamed."""
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
 import re
 import secrets
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal, NoReturn
 
@@ -16,6 +20,8 @@ from comfy_runner.fetch.urls import redacted
 SAFETENSORS = frozenset({".safetensors", ".sft"})
 BUFFER = 1024**2
 """Bytes that are written at once: TLS hands them out by the 16 kB."""
+TMPFS = 0x01021994
+"""The kind of filesystem that Linux calls so; from its linux/magic.h."""
 MAX_HEADER = 100_000_000
 """Longest header, in bytes, that the safetensors library takes."""
 
@@ -112,7 +118,7 @@ class StagedFile:
             told = f"has {count}" if whole else "has more"
             raise HashMismatch(
                 f"{self.shown} is not the file that was asked for: it {told} bytes where "
-                f"{self.size} were expected. Correct the size or the URL in the manifest."
+                f"{self.size} were expected. Correct the size or the URL."
             )
 
     def judge(self, sha256: str | None, expect: Expect) -> None:
@@ -125,7 +131,7 @@ class StagedFile:
         if sha256 is not None and self.sha256 != sha256.lower():
             raise HashMismatch(
                 f"{self.shown} is not the file that was asked for: its sha256 is {self.sha256}, "
-                f"expected was {sha256}. Correct the hash or the URL in the manifest."
+                f"expected was {sha256}. Correct the hash or the URL."
             )
         try:
             self.file.flush()
@@ -161,6 +167,128 @@ class StagedFile:
             f"{self.shown} could not be stored in {self.target.parent}: {err.strerror}. "
             "Free some space there, or make the folder writable."
         ) from err
+
+
+Spans = tuple[tuple[int, int], ...]
+"""Ranges of bytes that stand: first byte and the one after the last, sorted, apart."""
+
+
+def merged(spans: Iterable[tuple[int, int]]) -> Spans:
+    """The same bytes as spans that neither touch nor overlap."""
+    whole: list[tuple[int, int]] = []
+    for begin, end in sorted(span for span in spans if span[0] < span[1]):
+        if whole and begin <= whole[-1][1]:
+            whole[-1] = (whole[-1][0], max(end, whole[-1][1]))
+        else:
+            whole.append((begin, end))
+    return tuple(whole)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartState:
+    """What is known of an unfinished file, kept beside it, so that another process can go on.
+
+    The JSON in `<part>.state`: format (1), size, version, sha256 or null, spans [[first, end]],
+    boot.
+    """
+
+    size: int
+    """Bytes of the whole file; the part has as many, with holes."""
+    version: str
+    """The content's version, as its host tells it."""
+    sha256: str | None
+    """Hash that the whole file must have, where it is known."""
+    spans: Spans = ()
+
+    def save(self, part: Path) -> None:
+        """Write it beside the part; whoever reads sees the old state or this one."""
+        path = _state_path(part)
+        fields = {
+            "format": 1,
+            "size": self.size,
+            "version": self.version,
+            "sha256": self.sha256,
+            "spans": self.spans,
+            "boot": _boot(),
+        }
+        beside = path.with_name(f"{path.name}.new")
+        beside.write_text(json.dumps(fields))
+        beside.replace(path)
+
+    def resumed(self, part: Path) -> "PartState":
+        """This state with the spans that a former attempt at the same content left in the part.
+
+        Where no hash can tell afterwards, they are trusted only as long as the machine has not
+        been started anew, and only if the host names the version: what was not yet on the disk
+        when the machine stopped may be missing in the midst of the file.
+        """
+        try:
+            left = json.loads(_state_path(part).read_bytes())
+            spans = merged((int(begin), int(end)) for begin, end in left["spans"])
+            known = self.sha256 is not None and left["sha256"] == self.sha256
+            same = left["version"] == self.version and left["sha256"] in (None, self.sha256)
+            here = left["boot"] == _boot() != "" and self.version not in ("", str(self.size))
+            fits = left["format"] == 1 and left["size"] == self.size == part.stat().st_size
+        except (OSError, ValueError, KeyError, TypeError):
+            return self
+        inside = not spans or (spans[0][0] >= 0 and spans[-1][1] <= self.size)
+        if fits and inside and (known or (same and (here or self.sha256 is not None))):
+            return replace(self, spans=spans)
+        return self
+
+
+def forget_state(part: Path) -> None:
+    """Remove what `PartState.save` wrote beside the part."""
+    path = _state_path(part)
+    path.unlink(missing_ok=True)
+    path.with_name(f"{path.name}.new").unlink(missing_ok=True)
+
+
+def _state_path(part: Path) -> Path:
+    return part.with_name(f"{part.name}.state")
+
+
+def _boot() -> str:
+    """Tells this start of the machine from all others; empty where the system has no such id."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Make a file so long, with room for all of it where the filesystem can promise that.
+
+    Raises: `OSError`. posix_fallocate is not used: where the filesystem cannot, the C library
+    writes into every block instead, which takes as long as the download. For the same reason
+    nothing is reserved in memory (tmpfs), where there is only looked whether there is room.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    fallocate = getattr(library, "fallocate", None)
+    if _is_memory(library, descriptor):
+        disk = os.fstatvfs(descriptor)
+        taken = os.fstat(descriptor).st_blocks * 512
+        if size > taken + disk.f_bavail * disk.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    elif fallocate is not None:
+        place = (ctypes.c_int(descriptor), ctypes.c_int(0), ctypes.c_int64(0), ctypes.c_int64(size))
+        while fallocate(*place):
+            match ctypes.get_errno():
+                case errno.EINTR:
+                    continue
+                case errno.EOPNOTSUPP | errno.ENOSYS | errno.EINVAL:
+                    break
+                case code:
+                    raise OSError(code, os.strerror(code))
+    os.ftruncate(descriptor, size)
+
+
+def _is_memory(library: ctypes.CDLL, descriptor: int) -> bool:
+    """Whether a file lies in tmpfs, as Linux's `fstatfs` tells."""
+    if sys.platform != "linux":
+        return False
+    told = (ctypes.c_long * 32)()  # longer than the structure, which begins with the kind
+    return not library.fstatfs(ctypes.c_int(descriptor), told) and told[0] == TMPFS
 
 
 def safetensors_fault(path: Path) -> str:

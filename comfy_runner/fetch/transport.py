@@ -1,14 +1,17 @@
-"""HTTP sessions whose every wait can be interrupted within a tenth of a second."""
+"""HTTP whose every wait can be interrupted within a tenth of a second."""
 
+import errno
 import logging
+import os
 import re
+import select
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import requests
 import urllib3
@@ -18,6 +21,15 @@ from comfy_runner.errors import Cancelled
 
 TICK = 0.1
 """Longest wait, in seconds, between two looks at `cancelled`."""
+AGENT: Mapping[str, str] = {"Accept-Encoding": "identity", "User-Agent": "comfy-runner"}
+"""Headers of every request for a file: its size and its ranges are those of the plain bytes."""
+
+
+class Flag(Protocol):
+    """What is looked at between two slices of waiting, such as a `threading.Event`."""
+
+    def is_set(self) -> bool:
+        """Whether to stop waiting."""
 
 
 @contextmanager
@@ -32,15 +44,37 @@ def alarm(event: threading.Event, seconds: float) -> Iterator[None]:
         timer.join()
 
 
-def interruptible_session(cancelled: threading.Event) -> requests.Session:
-    """A session whose reads can be interrupted: they wait in slices of `TICK`.
+def interruptible_session(cancelled: Flag) -> requests.Session:
+    """A session whose connecting and reading can be interrupted: they wait in slices of `TICK`.
 
     A thread that is blocked in the operating system notices neither `cancelled` nor an exception
     that another thread sends it (so Cog cancels a prediction) until the server sends something.
+    Only the look-up of a host's name cannot be interrupted.
     """
 
     class Sliced(socket.socket):
+        def connect(self, address: Any) -> None:
+            limit = self.gettimeout()
+            began = time.monotonic()
+            self.setblocking(False)
+            code = self.connect_ex(address)
+            poll = select.poll()
+            poll.register(self, select.POLLOUT)
+            while code == errno.EINPROGRESS:
+                if cancelled.is_set():
+                    raise Cancelled("The download was cancelled.")
+                if limit is not None and time.monotonic() - began >= limit:
+                    raise TimeoutError("timed out")
+                if poll.poll(TICK * 1000):
+                    code = self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, os.strerror(code))
+            self.settimeout(limit)
+
         def recv_into(self, *arguments: Any, **options: Any) -> int:
+            return self.sliced(lambda: super(Sliced, self).recv_into(*arguments, **options))
+
+        def sliced[T](self, call: Callable[[], T]) -> T:
             limit = self.gettimeout()
             waited_since = time.monotonic()
             try:
@@ -49,7 +83,7 @@ def interruptible_session(cancelled: threading.Event) -> requests.Session:
                         raise Cancelled("The download was cancelled.")
                     self.settimeout(TICK if limit is None else min(TICK, limit))
                     try:
-                        return super().recv_into(*arguments, **options)
+                        return call()
                     except TimeoutError:
                         if limit is not None and time.monotonic() - waited_since >= limit:
                             raise
@@ -57,21 +91,50 @@ def interruptible_session(cancelled: threading.Event) -> requests.Session:
                 self.settimeout(limit)
 
     class SlicedTls(Sliced, ssl.SSLSocket):
-        pass
+        def do_handshake(self, block: bool = False) -> None:
+            try:
+                self.sliced(lambda: super(SlicedTls, self).do_handshake(block))
+            except Cancelled:
+                self.close()  # which ssl does after errors that it knows
+                raise
 
-    def sliced(plain: socket.socket) -> socket.socket:
-        limit = plain.gettimeout()
-        wrapped = Sliced(plain.family, plain.type, plain.proto, fileno=plain.detach())
-        wrapped.settimeout(limit)
-        return wrapped
+    def connected(connection: urllib3.connection.HTTPConnection) -> socket.socket:
+        """As urllib3 2's `create_connection`, with sockets of ours and its own errors."""
+        timeout = connection.timeout if isinstance(connection.timeout, int | float) else None
+        failure = OSError("the host has no address")
+        try:
+            places = socket.getaddrinfo(
+                connection.host.strip("[]"), connection.port, type=socket.SOCK_STREAM
+            )
+        except (socket.gaierror, UnicodeError) as err:
+            gone = err if isinstance(err, socket.gaierror) else socket.gaierror(str(err))
+            raise urllib3.exceptions.NameResolutionError(connection.host, connection, gone) from err
+        for family, kind, protocol, _, address in places:
+            plain = Sliced(family, kind, protocol)
+            try:
+                for option in connection.socket_options or ():
+                    plain.setsockopt(*option)
+                plain.settimeout(timeout)
+                plain.connect(address)
+            except OSError as err:
+                plain.close()
+                failure = err
+            except BaseException:
+                plain.close()
+                raise
+            else:
+                return plain
+        if isinstance(failure, TimeoutError):
+            raise urllib3.exceptions.ConnectTimeoutError(connection, "timed out") from failure
+        raise urllib3.exceptions.NewConnectionError(connection, str(failure)) from failure
 
     class HttpConnection(urllib3.connection.HTTPConnection):
         def _new_conn(self) -> socket.socket:
-            return sliced(super()._new_conn())
+            return connected(self)
 
     class HttpsConnection(urllib3.connection.HTTPSConnection):
         def _new_conn(self) -> socket.socket:
-            return sliced(super()._new_conn())
+            return connected(self)
 
     class HttpPool(urllib3.HTTPConnectionPool):
         ConnectionCls = HttpConnection
@@ -79,23 +142,33 @@ def interruptible_session(cancelled: threading.Event) -> requests.Session:
     class HttpsPool(urllib3.HTTPSConnectionPool):
         ConnectionCls = HttpsConnection
 
-    context = urllib3.util.ssl_.create_urllib3_context()
-    context.sslsocket_class = SlicedTls
     pools = {"http": HttpPool, "https": HttpsPool}
 
     class Adapter(HTTPAdapter):
+        def __init__(self, **tls: Any) -> None:
+            self.tls = tls
+            super().__init__()
+
         def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
-            super().init_poolmanager(*arguments, **options, ssl_context=context)
+            super().init_poolmanager(*arguments, **(options | self.tls))
             self.poolmanager.pool_classes_by_scheme = pools
 
         def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-            proxied = super().proxy_manager_for(proxy, **options, ssl_context=context)
+            proxied = super().proxy_manager_for(proxy, **(options | self.tls))
             proxied.pool_classes_by_scheme = pools
             return proxied
 
-    session = requests.Session()
+    class Session(requests.Session):
+        def get_adapter(self, url: str) -> Any:
+            # A context takes longer to make than a whole request to this machine.
+            if url[:6].lower() == "https:" and not isinstance(self.adapters["https://"], Adapter):
+                context = urllib3.util.ssl_.create_urllib3_context()
+                context.sslsocket_class = SlicedTls
+                self.mount("https://", Adapter(ssl_context=context))
+            return super().get_adapter(url)
+
+    session = Session()
     session.mount("http://", Adapter())
-    session.mount("https://", Adapter())
     # Without this a netrc file would override our own header, and follow redirects.
     session.auth = lambda request: request
     logging.getLogger("urllib3.connectionpool").addFilter(_without_query)

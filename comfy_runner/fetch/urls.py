@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from typing import NoReturn
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from comfy_runner.errors import InvalidInput, Problem
 
@@ -31,11 +31,34 @@ EXTENSIONS: Mapping[str, str] = {
     "text/plain": ".txt",
 }
 
+SIGNATURES = frozenset(
+    {
+        *("x-amz-signature", "x-amz-security-token", "x-goog-signature", "x-oss-signature"),
+        *("x-cos-signature", "x-tos-signature", "q-signature", "signature", "sig", "sign"),
+        *("hdnea", "hdnts", "hdntl", "md5", "policy", "rlkey", "session", "key", "jwt"),
+        *("auth", "authorization", "api_key", "apikey", "password"),
+    }
+)
+"""Names in a query, in small letters, whose values let the asker in; so does a name with `token`
+in it."""
+
 
 def scheme(url: str) -> str:
     """The URL's scheme in small letters; empty for a relative one."""
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", url)
     return found[1].lower() if found else ""
+
+
+def is_signed(url: str) -> bool:
+    """Whether the URL's query holds a signature, a token or the like."""
+    names = [name.lower() for name, _ in parse_qsl(urlsplit(url).query)]
+    return any(name in SIGNATURES or "token" in name for name in names)
+
+
+def is_confidential(url: str) -> bool:
+    """Whether nobody on the way can read what is sent there: TLS, or this machine."""
+    host = urlsplit(url).hostname or ""
+    return scheme(url) == "https" or host in ("localhost", "::1") or host.startswith("127.")
 
 
 def redacted(url: str) -> str:

@@ -1,30 +1,21 @@
 """The files that come with a request: unpacked, fetched, and laid into ComfyUI's input folder."""
 
-import errno
-import gzip
 import hashlib
-import io
 import logging
-import lzma
 import os
 import re
 import shutil
-import stat
-import tarfile
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from threading import Event
-from typing import IO
 
-from comfy_runner.errors import InvalidInput, MachineError, Problem
+from comfy_runner.errors import DownloadFailed, InvalidInput, MachineError, Problem
+from comfy_runner.fetch.archives import BadArchive, encodable, unpack
 from comfy_runner.fetch.download import Patience, fetch
 from comfy_runner.fetch.urls import clean_name
-from comfy_runner.graph.check import shown
 from comfy_runner.runs.outputs import free_name
 from comfy_runner.runs.plan import FileNeed
 
@@ -35,27 +26,11 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 MAX_ARCHIVE_FILES = 2000
 """Most files that one archive may hold."""
 
-MAX_TAR_HEADERS = 16 * 1024**2
-"""Most bytes that a tar may hold besides its files: names, folders, links, padding."""
-
 MAX_NAME_BYTES = 200
 """Longest file name; file systems end at 255, and a name made from it is somewhat longer."""
 
-BROKEN_ARCHIVE = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    RuntimeError,  # encrypted, or compressed in a way that Python does not know
-    ValueError,  # a name that no file can have
-)
-"""What Python 3.12 raises for archives that are broken in one way or another."""
-
-ARCHIVE_FAULTS = frozenset(
-    {None, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOTDIR}
-)
-"""Errors of the system that an archive brings about; others, such as a full disk, are ours."""
+LONGEST_NAME = 255
+"""Bytes of the longest file name that a file system takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +120,8 @@ class InputFolder:
             raise InvalidInput(
                 replace(problem, node_id=need.node_id, input=need.input) for problem in err.problems
             ) from err
+        except DownloadFailed as err:
+            raise DownloadFailed(f"node {need.node_id}, input {need.input}: {err}") from err
         return part.rename(folder / safe_name(result.name))
 
     def _by_content(self, file: Path, subfolder: str) -> str:
@@ -175,65 +152,21 @@ class InputFolder:
         return target
 
     def _unpack(self, file: GivenFile) -> dict[str, Path]:
-        unpack = self._unpack_zip if file.name.lower().endswith(".zip") else self._unpack_tar
+        """Links and devices of an archive are left out: they mean nothing among input files."""
         try:
-            return dict(unpack(file))
-        except OSError as err:
-            if err.errno not in ARCHIVE_FAULTS:
-                raise
-            raise _bad_archive(file.name, err) from err
-        except BROKEN_ARCHIVE as err:
-            raise _bad_archive(file.name, err) from err
-
-    def _unpack_zip(self, file: GivenFile) -> Iterator[tuple[str, Path]]:
-        with zipfile.ZipFile(file.path) as archive:
-            members = [
-                member
-                for member in archive.infolist()
-                if not member.is_dir() and not stat.S_ISLNK(member.external_attr >> 16)
-            ]
-            self._check_size(file.name, [member.file_size for member in members])
-            for member in members:
-                path = _inside(member.filename, file.name)
-                with archive.open(member) as source:
-                    yield path, self._write(source, path)
-
-    def _unpack_tar(self, file: GivenFile) -> Iterator[tuple[str, Path]]:
-        sizes: list[int] = []
-        with file.path.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            metered = _Metered(gzip.GzipFile(fileobj=raw) if packed else raw)
-            with tarfile.open(fileobj=metered, mode="r|") as tar:
-                for member in tar:
-                    source = tar.extractfile(member) if member.isfile() else None
-                    if source is None:
-                        continue  # links and devices have no business among input files
-                    sizes.append(member.size)
-                    self._check_size(file.name, sizes)
-                    path = _inside(member.name, file.name)
-                    metered.allowed += member.size
-                    yield path, self._write(source, path)
-
-    def _write(self, source: IO[bytes], path: str) -> Path:
-        """A plain file with the member's content: no mode, owner or link of an archive counts.
-
-        Python reads no more of a member than the size that was told for it and checked.
-        """
-        target = self._free(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("xb") as sink:
-            shutil.copyfileobj(source, sink)
-        return target
-
-    def _check_size(self, name: str, sizes: Sequence[int]) -> None:
-        if len(sizes) > MAX_ARCHIVE_FILES or sum(sizes) > self._max_bytes:
-            raise _bad_file(
-                "archive_too_big",
-                name,
-                f"The archive holds {len(sizes)} files of {sum(sizes) / 1e6:.0f} MB together; at"
-                f" most {MAX_ARCHIVE_FILES} files of {self._max_bytes / 1e6:.0f} MB are taken.",
+            paths = unpack(
+                file.path,
+                self._folder,
+                kind="zip" if file.name.lower().endswith(".zip") else "tar",
+                max_bytes=self._max_bytes,
+                max_files=MAX_ARCHIVE_FILES,
+                max_name_bytes=LONGEST_NAME,
+                odd="leave out",
+                shown=file.name,
             )
+        except BadArchive as err:
+            raise _bad_file(err.code, file.name, err.what, err.hint) from err
+        return {path.relative_to(self._folder).as_posix(): path for path in paths}
 
 
 def empty(folder: Path) -> None:
@@ -243,22 +176,6 @@ def empty(folder: Path) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
-
-
-class _Metered(io.BufferedIOBase):
-    """A tar's bytes, as far as they are allowed: a small file may unpack to headers without end."""
-
-    def __init__(self, stream: IO[bytes] | gzip.GzipFile) -> None:
-        self.allowed = MAX_TAR_HEADERS
-        self._stream = stream
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Raises: `tarfile.ReadError` beyond what is allowed."""
-        chunk = self._stream.read(-1 if size is None else size)
-        self.allowed -= len(chunk)
-        if self.allowed < 0:
-            raise tarfile.ReadError("it holds more besides its files than any archive needs")
-        return chunk
 
 
 @contextmanager
@@ -296,7 +213,7 @@ def safe_name(name: str) -> str:
     It has at most `MAX_NAME_BYTES` bytes; a longer one is cut before its ending.
     """
     last = re.split(r"[/\\]", name)[-1]
-    last = _encodable(re.sub(r"[\x00-\x1f\x7f]", "", last).lstrip(". ")) or "file"
+    last = encodable(re.sub(r"[\x00-\x1f\x7f]", "", last).lstrip(". ")) or "file"
     suffix = PurePosixPath(last).suffix
     if len(suffix.encode()) > MAX_NAME_BYTES // 2:
         suffix = ""
@@ -313,28 +230,6 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source.resolve(), target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _encodable(text: str) -> str:
-    """The text with `?` for what was no UTF-8 on disk or in an archive, so it can be printed."""
-    return text.encode(errors="replace").decode()
-
-
-def _inside(member: str, archive: str) -> str:
-    """The member's path, once it is sure to lead nowhere but into the folder."""
-    path = PurePosixPath(_encodable(member).replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise _bad_file(
-            "bad_archive", archive, f"Its member {shown(member)} leads out of the input folder."
-        )
-    return str(path)
-
-
-def _bad_archive(name: str, err: Exception) -> InvalidInput:
-    told = err.strerror if isinstance(err, OSError) else None  # not where the folder is
-    # Some of Python's messages hold the names of members, which may be long.
-    reason = (told or str(err))[:200].rstrip(".") or "it ends too early"
-    return _bad_file("bad_archive", name, f"The archive cannot be unpacked: {reason}.")
 
 
 def _bad_file(code: str, name: str, what: str, hint: str = "") -> InvalidInput:

@@ -29,6 +29,18 @@ class Served:
     """Answers to the first requests."""
     changes_to: bytes | None = None
     """Body after the first request; its ETag is then another."""
+    changes_after: int = 0
+    """Requests before that first one."""
+    short: int | None = None
+    """Most bytes that a range is answered with."""
+    deaf_after: int | None = None
+    """Requests after which Range is not honoured any more."""
+    shifted: int = 0
+    """How many bytes too late each range begins."""
+    pace: float = 0.0
+    """Seconds between two pieces of 64 KiB."""
+    keep_alive: bool = False
+    """Whether the connection stays open for another request."""
     hold_after: int | None = None
     """Bytes after which nothing more is sent until `release`."""
 
@@ -47,6 +59,9 @@ class FileServer:
     def __init__(self) -> None:
         self.files: dict[str, Served] = {}
         self.asked: list[Asked] = []
+        self.connections = 0
+        self.blocks: list[int] = []
+        """Bytes of what was sent of bodies, with those that the client never read."""
         self.holding = threading.Event()
         """Set once a request is held."""
         self.release = threading.Event()
@@ -55,6 +70,11 @@ class FileServer:
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.http.daemon_threads = True
         self.port = self.http.server_address[1]
+
+    @property
+    def sent(self) -> int:
+        """Bytes of all bodies so far."""
+        return sum(self.blocks)
 
     def url(self, path: str, host: str = "127.0.0.1") -> str:
         return f"http://{host}:{self.port}/{path}"
@@ -68,6 +88,10 @@ class FileServer:
 class _Handler(BaseHTTPRequestHandler):
     files: FileServer
 
+    def setup(self) -> None:
+        super().setup()
+        self.files.connections += 1
+
     def do_GET(self) -> None:
         path = self.path.partition("?")[0].lstrip("/")
         self.files.asked.append(Asked(self.path.lstrip("/"), dict(self.headers.items())))
@@ -79,17 +103,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self, served: Served) -> None:
         body, status = served.body, served.status
-        kind = {"Content-Type": "application/octet-stream", "Connection": "close"}
+        kind = {"Content-Type": "application/octet-stream"}
+        if not served.keep_alive:
+            kind["Connection"] = "close"
+        self.close_connection = not served.keep_alive
         headers = {**kind, **served.headers}
         if served.etag:
             headers["ETag"] = served.etag
         if served.ranges:
             headers["Accept-Ranges"] = "bytes"
             asked = self.headers.get("Range", "")
+            if served.deaf_after is not None:
+                asked = asked if served.deaf_after else ""
+                served.deaf_after = max(served.deaf_after - 1, 0)
             if asked and self.headers.get("If-Range") in (None, served.etag):
-                start = int(asked.removeprefix("bytes=").removesuffix("-"))
-                headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-                body, status = body[start:], 206
+                first, _, last = asked.removeprefix("bytes=").partition("-")
+                start, end = int(first) + served.shifted, min(int(last or len(body)), len(body) - 1)
+                end = end if served.short is None else min(end, start + served.short - 1)
+                headers["Content-Range"] = f"bytes {start}-{end}/{len(body)}"
+                body, status = body[start : end + 1], 206
         if served.chunked:
             headers["Transfer-Encoding"] = "chunked"
         elif served.length:
@@ -99,7 +131,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         stop = served.cuts.pop(0) if served.cuts else served.always_cut
-        if served.changes_to is not None:
+        if served.changes_to is not None and served.changes_after:
+            served.changes_after -= 1
+        elif served.changes_to is not None:
             served.body, served.changes_to, served.etag = served.changes_to, None, '"changed"'
         self.send(served, body if stop is None else body[:stop], whole=stop is None)
 
@@ -111,7 +145,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.files.release.wait(30)
             body = body[served.hold_after :]
         if not served.chunked:
-            self.wfile.write(body)
+            step = 64 * 1024 if served.pace else max(len(body), 1)
+            for start in range(0, len(body), step):
+                self.wfile.write(body[start : start + step])
+                self.files.blocks.append(len(body[start : start + step]))
+                if served.pace:
+                    self.files.release.wait(served.pace)
+            self.close_connection |= not whole
             return
         for start in range(0, len(body), 1000):
             piece = body[start : start + 1000]
