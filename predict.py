@@ -39,7 +39,7 @@ class Predictor(BaseRunner):
             default="prompt",
         ),
         inputs: str = Input(
-            description="""Values to set in the workflow, as JSON: {"6.text": "a fox", "KSampler.steps": 20}. An address is NODE.INPUT, where NODE is an id, a title or a class_type; or a name that the workflow's app shows.""",
+            description="""Values to set in the workflow, as JSON: {"6.text": "a fox", "KSampler.steps": 20}. An address is NODE.INPUT, where NODE is an id, a title or a class_type; or a name that the workflow's app shows. Models and files may be URLs.""",
             default="",
         ),
         input_file: Path | None = Input(
@@ -79,7 +79,7 @@ class Predictor(BaseRunner):
             ge=1,
         ),
         hf_token: Secret | None = Input(
-            description="Hugging Face token for private weights; sent to huggingface.co only.",
+            description="Hugging Face token for private and gated weights; sent to huggingface.co only.",
             default=None,
         ),
         civitai_token: Secret | None = Input(

@@ -8,31 +8,52 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from comfy_runner import __version__
 from comfy_runner.comfyui import install as installer
 from comfy_runner.comfyui import saved_catalog
+from comfy_runner.command_line import (
+    EXIT_CALLER,
+    EXIT_MACHINE,
+    EXIT_RUN,
+    EXIT_TERMINATED,
+    WORKFLOW,
+    AllOutputsOption,
+    JsonOption,
+    Preference,
+    PreferOption,
+    RefreshOption,
+    WorkflowArgument,
+    errors_as_json,
+    known_catalog,
+    make_folder,
+    offline_catalog,
+    read_document,
+    refuse,
+    tell_remarks,
+    tokens,
+)
 from comfy_runner.config import Config
 from comfy_runner.console import Narration, errors, show_inputs, show_plan
 from comfy_runner.convert.editor import Conversion
 from comfy_runner.convert.formats import read_workflow
-from comfy_runner.converting import convert_all, remarks, to_json, write
+from comfy_runner.converting import convert_all, to_json, write
 from comfy_runner.doctor import examine
-from comfy_runner.documents import source
-from comfy_runner.errors import CallerError, ComfyRunnerError, InvalidInput, Problem, RunError
+from comfy_runner.errors import CallerError, ComfyRunnerError, RunError
 from comfy_runner.graph import inputs as workflow_inputs
 from comfy_runner.graph.document import is_editor, load
 from comfy_runner.graph.nodes import NodeCatalog
 from comfy_runner.graph.values import FileName
 from comfy_runner.graph.workflow import parse
+from comfy_runner.manifest_commands import manifest_app
 from comfy_runner.runner import Runner
 from comfy_runner.runs.files import GivenFile, InputFolder, numbered
 from comfy_runner.runs.outputs import free_name
@@ -42,9 +63,7 @@ from comfy_runner.runs.run import OUTDATED, Request
 from comfy_runner.serving import prediction as serving
 from comfy_runner.serving import schema
 from comfy_runner.weights.store import WeightStore, read_manifest
-
-EXIT_CALLER, EXIT_RUN, EXIT_MACHINE, EXIT_TERMINATED = 2, 3, 4, 143
-"""Whose fault it is: the caller's, the workflow's, ours; or somebody sent SIGTERM."""
+from comfy_runner.weights_commands import cache_app, pull
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,6 +71,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(manifest_app)
+app.add_typer(cache_app)
+app.command()(pull)
 
 
 def _print_version(wanted: bool) -> None:
@@ -79,13 +101,6 @@ class PictureFormat(StrEnum):
     PNG = "png"
 
 
-class Preference(StrEnum):
-    """Formats of a graph, named as ComfyUI names them in the files it saves."""
-
-    PROMPT = "prompt"
-    WORKFLOW = "workflow"
-
-
 class Way(StrEnum):
     """Where ComfyUI can be had from."""
 
@@ -95,18 +110,6 @@ class Way(StrEnum):
 
 NO_FILE = "Check the path; a text that begins with @ is written with two: @@."
 
-_workflow = typer.Argument(
-    help="Workflow as the editor saves or exports it, or a file that ComfyUI made (picture, video,"
-    " recording, model): a path, a URL, a data URI, or - for standard input.",
-    metavar="WORKFLOW",
-)
-WorkflowArgument = Annotated[str, _workflow]
-PreferOption = Annotated[
-    Preference,
-    typer.Option(
-        help="Which graph counts where there are two: prompt has run, workflow is the editor's."
-    ),
-]
 ValueOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -126,13 +129,6 @@ SeedOption = Annotated[
 KeepSeedsOption = Annotated[
     bool, typer.Option("--keep-seeds", help="Keep the workflow's own seeds.")
 ]
-AllOutputsOption = Annotated[
-    bool, typer.Option("--all-outputs", help="Outputs too that its App Mode does not show.")
-]
-RefreshOption = Annotated[
-    bool, typer.Option("--refresh", help="Ask ComfyUI for its nodes, even if they are known.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 
 
 def main() -> None:
@@ -169,8 +165,8 @@ def run(
     """Run a workflow and put its results into a folder."""
     config = Config.from_environment()
     values, files = _request_values(value, file)
-    with _errors_as_json(as_json):
-        document = _read(workflow, prefer, config)
+    with errors_as_json(as_json):
+        document = read_document(workflow, prefer, config)
     request = Request(
         document=document,
         values=values,
@@ -182,13 +178,13 @@ def run(
         previews=previews,
         all_outputs=all_outputs,
         timeout=timeout,
-        credentials=_credentials(),
+        credentials=tokens(),
     )
     summary: dict[str, Any] = {}
     made: list[str] = []
-    with _errors_as_json(as_json), Narration() as narration:
+    with errors_as_json(as_json), Narration() as narration:
         _check_early(config, request)
-        _make(out)
+        make_folder(out)
         narration.boot()
         with Runner(config) as runner, closing(runner.run(request)) as updates:
             for update in updates:
@@ -218,11 +214,11 @@ def check(
     config = Config.from_environment()
     values, files = _request_values(value, file)
     try:
-        document = _read(workflow, prefer, config)
+        document = read_document(workflow, prefer, config)
         request = Request(
             document=document, values=values, files=files, seed=seed, all_outputs=all_outputs
         )
-        plan = _plan(config, _catalog(config, refresh), request)
+        plan = _plan(config, known_catalog(config, refresh), request)
     except CallerError as err:
         if as_json:
             print(json.dumps({"problems": [problem.as_json() for problem in err.problems]}))
@@ -244,10 +240,10 @@ def inputs(
 ) -> None:
     """List what can be set in a workflow: address, type, present value, range."""
     config = Config.from_environment()
-    with _errors_as_json(as_json):
-        document, catalog = _read(workflow, prefer, config), _catalog(config, refresh)
+    with errors_as_json(as_json):
+        document, catalog = read_document(workflow, prefer, config), known_catalog(config, refresh)
         conversion = read_workflow(document, catalog)
-    _tell(conversion)
+    tell_remarks(conversion)
     found = workflow_inputs.discover(conversion.workflow, catalog, conversion.exposed)
     if as_json:
         print(json.dumps([settable.as_json() for settable in found]))
@@ -257,7 +253,7 @@ def inputs(
 
 @app.command()
 def convert(
-    workflows: Annotated[list[str], _workflow],
+    workflows: Annotated[list[str], WORKFLOW],
     prefer: PreferOption = Preference.PROMPT,
     object_info: Annotated[
         Path | None,
@@ -281,30 +277,30 @@ def convert(
 ) -> None:
     """Print a workflow in API format, as the editor would send it; nothing is run."""
     config = Config.from_environment()
-    catalog = _offline_catalog(config, object_info)
+    catalog = offline_catalog(config, object_info)
     now = datetime.now().astimezone()
 
     def converted(workflow: str) -> Conversion:
-        document = _read(workflow, prefer, config)
+        document = read_document(workflow, prefer, config)
         return read_workflow(document, catalog, seed=seed, now=now)
 
     if out_dir is not None:
         if out is not None:
-            _refuse("two_outputs", "Both --out and --out-dir are given.", "Give one.", "--out")
-        _make(out_dir, "--out-dir")
+            refuse("two_outputs", "Both --out and --out-dir are given.", "Give one.", "--out")
+        make_folder(out_dir, "--out-dir")
         _convert_into(out_dir, workflows, converted)
         return
     if len(workflows) > 1:
-        _refuse("no_folder", "There are several workflows.", "Give --out-dir DIR.", "WORKFLOW")
+        refuse("no_folder", "There are several workflows.", "Give --out-dir DIR.", "WORKFLOW")
     conversion = converted(workflows[0])
-    _tell(conversion)
+    tell_remarks(conversion)
     if out is None:
         print(to_json(conversion))
         return
     try:
         write(out, to_json(conversion))
     except OSError as err:
-        _refuse("bad_file", f"{out} cannot be written: {err.strerror}.", "Use another.", "--out")
+        refuse("bad_file", f"{out} cannot be written: {err.strerror}.", "Use another.", "--out")
 
 
 @app.command()
@@ -317,13 +313,13 @@ def serve(
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        _refuse("bad_host", f"{host!r} is no IP address.", "Use 127.0.0.1 or 0.0.0.0.", "--host")
+        refuse("bad_host", f"{host!r} is no IP address.", "Use 127.0.0.1 or 0.0.0.0.", "--host")
     try:
         family = socket.AF_INET6 if address.version == 6 else socket.AF_INET  # noqa: PLR2004
         socket.create_server((host, port), family=family).close()
     except OSError as err:
         what = f"{host}:{port} cannot be listened on: {err.strerror}."
-        _refuse("bad_port", what, "Choose another port.", "--port")
+        refuse("bad_port", what, "Choose another port.", "--port")
     if not schema.is_current(config.project):
         schema.write(config.project)
     # Cog starts its worker as plain `python`, so ours has to be the first one on PATH.
@@ -352,7 +348,7 @@ def write_schema(
     if not check_only:
         print(schema.write(project))
     elif not schema.is_current(project):
-        _refuse(
+        refuse(
             "old_schema",
             "predict.py and .cog/openapi_schema.json differ.",
             "Run comfy-runner schema.",
@@ -388,30 +384,9 @@ def doctor(as_json: JsonOption = False) -> None:
         sys.exit(EXIT_MACHINE)
 
 
-def _tell(conversion: Conversion) -> None:
-    for note in remarks(conversion):
-        errors.print(f"Note: {note}", markup=False)
-
-
 def _fail(err: Exception, exit_code: int) -> NoReturn:
     errors.print(f"Error: {err}", markup=False)
     sys.exit(exit_code)
-
-
-def _refuse(code: str, what: str, hint: str, field: str) -> NoReturn:
-    raise InvalidInput([Problem(code, what, hint, input=field)])
-
-
-def _read(workflow: str, prefer: Preference, config: Config) -> Mapping[str, Any]:
-    """The graph of the workflow that the command line names."""
-    place: Path | BinaryIO | str = Path(workflow)
-    if workflow == "-":
-        place = sys.stdin.buffer
-    elif source.is_address(workflow):
-        place = workflow
-    return source.read(
-        place, prefer=prefer.value, max_bytes=config.max_input_bytes, field="WORKFLOW"
-    )
 
 
 def _request_values(
@@ -424,7 +399,7 @@ def _request_values(
     for option in given or ():
         address, equals, value = option.partition("=")
         if not equals or not address:
-            _refuse("bad_option", f"{option!r} has no value.", "Write ADDRESS=VALUE.", "-i")
+            refuse("bad_option", f"{option!r} has no value.", "Write ADDRESS=VALUE.", "-i")
         values[address] = value
         if value.startswith("@@"):  # for a text that really begins with @
             values[address] = value[1:]
@@ -440,13 +415,13 @@ def _request_values(
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        _refuse("no_file", f"There is no file {path}.", NO_FILE, f"@{path}")
+        refuse("no_file", f"There is no file {path}.", NO_FILE, f"@{path}")
     return path
 
 
 def _plan(config: Config, catalog: NodeCatalog, request: Request) -> Plan:
     """What a run would do, from the catalog alone."""
-    store = WeightStore(config.models, config.manifest.parent)
+    store = WeightStore(config)
     with tempfile.TemporaryDirectory() as folder:
         given = InputFolder(Path(folder), config.max_input_bytes).lay(request.files)
         return prepare(
@@ -492,50 +467,6 @@ def _convert_into(
     if failed:
         errors.print(f"{len(failed)} of {len(workflows)} could not be converted.")
         sys.exit(EXIT_CALLER if isinstance(failed[0], CallerError) else EXIT_MACHINE)
-
-
-def _offline_catalog(config: Config, object_info: Path | None) -> NodeCatalog:
-    """The given catalog, or ComfyUI's own with the custom nodes that are known here."""
-    if object_info is not None:
-        return saved_catalog.read(object_info)
-    own, saved = saved_catalog.builtin(), saved_catalog.load(config)
-    return own if saved is None else own.with_classes_of(saved)
-
-
-def _credentials() -> dict[str, str]:
-    """Tokens of the environment, for the hosts that they belong to."""
-    given = {host: os.environ.get(name.upper(), "") for name, host in serving.TOKEN_HOSTS.items()}
-    return {host: token for host, token in given.items() if token}
-
-
-def _catalog(config: Config, refresh: bool) -> NodeCatalog:
-    """The saved node catalog, or the one that ComfyUI gives when it is started for that."""
-    saved = None if refresh else saved_catalog.load(config)
-    if saved is not None:
-        return saved
-    errors.print("Asking ComfyUI for its nodes; this is needed once.")
-    with Runner(config) as runner:
-        return runner.catalog(refresh=True)
-
-
-@contextmanager
-def _errors_as_json(wanted: bool) -> Iterator[None]:
-    """Prints an error for a program, too, before it ends the command."""
-    try:
-        yield
-    except ComfyRunnerError as err:
-        if wanted:
-            print(json.dumps({"error": err.as_json()}))
-        raise
-
-
-def _make(out: Path, option: str = "--out") -> None:
-    """The output folder, made before there is something to lose."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as err:
-        _refuse("bad_folder", f"{out} cannot be written: {err.strerror}.", "Use another.", option)
 
 
 def _kept(result: Path, out: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,28 @@ class Config:
     """Seconds that a run may go without any sign of progress."""
     max_input_bytes: int = 2 * 1024**3
     """Largest file, in bytes, that is taken as one input of a request."""
+    max_weights_bytes: int | None = None
+    """Most bytes of fetched weights that are kept; the least recently used ones go. None: as many
+    as the disk holds."""
+    disk_reserve: int = 512 * 1024**2
+    """Bytes of the disk that weights leave free."""
+    fetch_timeout: float = 7200.0
+    """Seconds that fetching all weights of one run may take."""
+    recheck_after: float = 600.0
+    """Seconds after which the host of a fetched URL is asked whether its file has changed."""
+    pget: str = "auto"
+    """The `pget` program: `auto` looks for it on PATH, `off` uses our own fetcher alone."""
+    allow_pickles: bool = False
+    """Whether a caller's URL may lead to a weight that is no safetensors or gguf file: loading one
+    can run its code."""
+    hub_at_run_time: bool = False
+    """Whether node packs may ask Hugging Face for models while a workflow runs."""
+    hf_endpoint: str = "https://huggingface.co"
+    """Where Hugging Face is; `HF_ENDPOINT` counts, too."""
+    civitai_endpoint: str = "https://civitai.com"
+    """Where CivitAI is."""
+    replicate_endpoint: str = "https://replicate.com"
+    """Where Replicate is."""
 
     @property
     def cache(self) -> Path:
@@ -60,7 +83,8 @@ class Config:
 
         Every field but `project` is `COMFY_RUNNER_` and its name in capitals, such as
         `COMFY_RUNNER_RUN_TIMEOUT`. An empty variable counts as unset. `comfyui` and `models`
-        follow `home` unless they are set. `comfyui_args` is split at white space.
+        follow `home` unless they are set, `hf_endpoint` follows `HF_ENDPOINT`. `comfyui_args` is
+        split at white space.
 
         Raises: `InvalidInput`, naming every variable that does not fit.
         """
@@ -113,7 +137,30 @@ class Config:
                         input="COMFY_RUNNER_DEVICE",
                     )
                 )
+
+        def flag(name: str) -> bool:
+            match given.get(name, "").lower():
+                case "" | "0" | "false" | "no" | "off":
+                    return False
+                case "1" | "true" | "yes" | "on":
+                    return True
+                case other:
+                    what = f"{other!r} is neither true nor false."
+                    place = f"COMFY_RUNNER_{name.upper()}"
+                    problems.append(Problem("bad_setting", what, input=place))
+                    return False
+
+        def address(name: str, default: str) -> str:
+            value = given.get(name, default).rstrip("/")
+            if re.fullmatch(r"https?://[^\s/?#@]+[^\s?#@]*", value):
+                return value
+            what = "It is no http or https address, such as https://huggingface.co."
+            place = f"COMFY_RUNNER_{name.upper()}"
+            problems.append(Problem("bad_setting", what, input=place))
+            return default
+
         home = path("home", cls.home)
+        most_weights = number("max_weights_bytes", 0)
         config = cls(
             home=home,
             comfyui=path("comfyui", home / "ComfyUI"),
@@ -126,6 +173,16 @@ class Config:
             run_timeout=number("run_timeout", cls.run_timeout),
             stall_timeout=number("stall_timeout", cls.stall_timeout),
             max_input_bytes=max(1, int(number("max_input_bytes", cls.max_input_bytes))),
+            max_weights_bytes=int(most_weights) or None,
+            disk_reserve=int(number("disk_reserve", cls.disk_reserve)),
+            fetch_timeout=number("fetch_timeout", cls.fetch_timeout),
+            recheck_after=number("recheck_after", cls.recheck_after),
+            pget=given.get("pget", cls.pget),
+            allow_pickles=flag("allow_pickles"),
+            hub_at_run_time=flag("hub_at_run_time"),
+            hf_endpoint=address("hf_endpoint", environment.get("HF_ENDPOINT") or cls.hf_endpoint),
+            civitai_endpoint=address("civitai_endpoint", cls.civitai_endpoint),
+            replicate_endpoint=address("replicate_endpoint", cls.replicate_endpoint),
         )
         if problems:
             raise InvalidInput(problems)

@@ -2,10 +2,11 @@
 
 import logging
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -14,11 +15,16 @@ from comfy_runner.runs import events
 from comfy_runner.runs.plan import Plan
 from comfy_runner.runs.results import Output
 from comfy_runner.runs.run import Finished, Planned, Update
-from comfy_runner.serving.prediction import Narrator
-from comfy_runner.weights.manifest import human_size
-from comfy_runner.weights.store import Downloading
+from comfy_runner.serving.prediction import LogPrinter, Narrator
+from comfy_runner.weights.progress import Downloading, told
+from comfy_runner.weights.weight import Weight, human_size
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+FETCH_LINE_EVERY = 5.0
+"""Least seconds between two lines about downloads in a pipe, but for each file's first and last."""
+FETCH_BARS = 8
+"""Most files that have a bar of their own."""
 
 
 class Narration:
@@ -27,21 +33,25 @@ class Narration:
     Of ComfyUI's own log only warnings and errors are shown.
     """
 
-    def __init__(self) -> None:
-        self._bars = Progress(
-            TextColumn("{task.description}"),
+    def __init__(self, console: Console = errors) -> None:
+        self._console = console
+        self._bars = _Bars(
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             TimeElapsedColumn(),
-            console=errors,
+            console=console,
             transient=True,
-            disable=not errors.is_terminal,
+            disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._lines = Narrator(lambda _name, _value: None)
+        self._fetches = _Fetches()
+        self._lines = Narrator(lambda _name, _value: None, fetch_line_every=FETCH_LINE_EVERY)
 
     def __enter__(self) -> Self:
-        logging.basicConfig(level=logging.WARNING, handlers=[_Lines()], format="%(message)s")
+        printer = LogPrinter(self._print)
+        printer.setFormatter(_Speaker("%(message)s"))
+        logging.basicConfig(level=logging.WARNING, handlers=[printer])
         logging.getLogger("comfy_runner").setLevel(logging.INFO)
         self._bars.start()
         return self
@@ -51,72 +61,141 @@ class Narration:
 
     def boot(self) -> None:
         """ComfyUI is being started."""
-        self._line("Starting ComfyUI ...")
-        self._task("boot", "Starting ComfyUI", None)
+        if not self._console.is_terminal:
+            self._print("Starting ComfyUI ...")
+        self._show("boot", _Bar("Starting ComfyUI", 0, None, ""))
 
     def tell(self, update: Update) -> None:
         """Show one update."""
-        if not errors.is_terminal:
+        if not self._console.is_terminal:
             for line in self._lines.lines(update):
-                self._line(line)
+                self._print(line)
             return
         match update:
             case Planned():
-                self._done("boot")
+                self._remove("boot")
                 for line in self._lines.lines(update):
-                    errors.print(line, markup=False)
-            case Downloading(name, done, total):
-                self._task(name, f"Fetching {name}", total)
-                state = f"{human_size(done)}" + (f" of {human_size(total)}" if total else "")
-                self._bars.update(self._tasks[name], completed=done, state=state)
+                    self._print(line)
+            case Downloading():
+                bars = self._fetches.take(update)
+                for key in self._tasks.keys() - bars.keys():
+                    self._remove(key)
+                for key, bar in bars.items():
+                    self._show(key, bar)
             case events.Progress():
-                self._task("nodes", "Running", update.nodes_total)
+                for key in self._tasks.keys() - {"nodes"}:
+                    self._remove(key)
                 steps = f", step {update.step} of {update.steps}" if update.steps else ""
                 part = update.step / update.steps if update.steps else 0
-                self._bars.update(
-                    self._tasks["nodes"],
-                    completed=update.nodes_done + part,
-                    state=f"node {update.node_id} ({update.title}){steps}",
-                )
+                state = f"node {update.node_id} ({update.title}){steps}"
+                done = update.nodes_done + part
+                self._show("nodes", _Bar("Running", done, update.nodes_total, state))
             case Output():
                 pass  # its path is printed where it is kept
             case Finished():
                 self._bars.stop()
                 for line in self._lines.lines(update):
-                    errors.print(line, markup=False)
+                    self._print(line)
 
     def result(self, path: str) -> None:
         """A result stands at this path: the one thing that goes to standard output."""
         sys.stdout.write(f"{path}\n")
         sys.stdout.flush()
 
-    def _line(self, text: str) -> None:
-        if not errors.is_terminal:
-            errors.print(text, markup=False)
+    def _print(self, text: str) -> None:
+        """A line of its own, above the bars."""
+        self._console.print(text, markup=False)
 
-    def _task(self, key: str, description: str, total: float | None) -> None:
+    def _show(self, key: str, bar: "_Bar") -> None:
         if key not in self._tasks:
-            self._tasks[key] = self._bars.add_task(description, total=total, state="")
+            self._tasks[key] = self._bars.add_task(
+                bar.name, total=bar.total, state=bar.state, place=bar.place
+            )
+        self._bars.update(
+            self._tasks[key],
+            description=bar.name,
+            completed=bar.done,
+            total=bar.total,
+            state=bar.state,
+        )
 
-    def _done(self, key: str) -> None:
+    def _remove(self, key: str) -> None:
         if key in self._tasks:
             self._bars.remove_task(self._tasks.pop(key))
 
 
-class _Lines(logging.Handler):
-    """The log, printed above the bars."""
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """One bar on the terminal."""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        speaker = "ComfyUI: " if record.name == "comfyui" else ""
-        try:
-            errors.print(f"{speaker}{self.format(record)}", markup=False)
-        except (ValueError, OSError):  # a closed or narrow stream must not stop who logs
-            self.handleError(record)
+    name: str
+    done: float
+    total: float | None
+    state: str
+    """What stands behind the bar."""
+    place: int = 0
+    """Bars stand in the order of this number, and in that in which they came."""
+
+
+class _Bars(Progress):
+    """Bars in the order of their places."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What rich draws."""
+        yield self.make_tasks_table(sorted(self.tasks, key=lambda task: task.fields["place"]))
+
+
+class _Fetches:
+    """The bars for the files that come just now, for those without a bar, and for all together."""
+
+    def __init__(self) -> None:
+        self._coming: dict[str, Downloading] = {}
+
+    def take(self, update: Downloading) -> dict[str, _Bar]:
+        """All bars after this update, in their order, under keys that stay."""
+        if update.done == update.total:
+            self._coming.pop(update.name, None)
+        else:
+            self._coming[update.name] = update
+        coming = list(self._coming.values())
+        bars = {
+            one.name: _Bar(
+                f"Fetching {one.name}",
+                one.done,
+                one.total,
+                told(one.done, one.total, one.rate, one.seconds_left),
+            )
+            for one in coming[:FETCH_BARS]
+        }
+        if rest := coming[FETCH_BARS:]:
+            done, rate = sum(one.done for one in rest), sum(one.rate for one in rest)
+            totals = [one.total for one in rest if one.total is not None]
+            total = sum(totals) if len(totals) == len(rest) else None
+            state = told(done, total, rate, None)
+            bars["rest"] = _Bar(f"{len(rest)} more files", done, total, state, place=1)
+        overall = update.overall
+        if overall is not None and overall.files > 1:
+            bars["all"] = _Bar(
+                f"In all, {overall.files_done} of {overall.files} files",
+                overall.done,
+                overall.total,
+                told(overall.done, overall.total, overall.rate, overall.seconds_left),
+                place=2,
+            )
+        return bars
+
+
+class _Speaker(logging.Formatter):
+    """The log's text, with who says it where that is ComfyUI."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"ComfyUI: {text}" if record.name == "comfyui" else text
 
 
 def show_plan(plan: Plan, *, random_seeds: bool) -> None:
     """Print what a run would do, on standard output; with `random_seeds` it draws them anew."""
-    out = _table_console()
+    out = table_console()
     out.print(f"{len(plan.workflow.nodes)} nodes would run.")
     for node_id in plan.outputs:
         node = plan.workflow.nodes[node_id]
@@ -128,15 +207,30 @@ def show_plan(plan: Plan, *, random_seeds: bool) -> None:
     for model in plan.present:
         out.print(f"Uses {model}, which is on disk.")
     for weight in plan.weights:
-        size = human_size(weight.size) if weight.size else "size unknown"
-        out.print(f"Fetches {weight.label} ({size}).")
-    known = sum(weight.size or 0 for weight in plan.weights)
-    if len(plan.weights) > 1:
-        out.print(f"To fetch in all: {human_size(known)}.")
+        out.print(f"Fetches {weight.described} from {weight.origin}{_marks(weight)}.")
+    for asked in plan.asked:
+        where = f"{asked.node_id}.{asked.input}"
+        out.print(f"Fetches {asked.shown} into {asked.folder} for {where} (size unknown).")
+    sizes = [weight.size for weight in plan.weights]
+    if len(sizes) + len(plan.asked) > 1:
+        known = [human_size(sum(filter(None, sizes)))] if any(sizes) else []
+        unknown = sizes.count(None) + len(plan.asked)
+        more = [f"{unknown} of unknown size"] if unknown else []
+        out.print(f"To fetch in all: {', and '.join(known + more)}.")
     for address, value in plan.seeds.items():
         out.print(f"Seed {address} is {'drawn at random' if random_seeds else value}.")
     for note in plan.notes:
         out.print(note)
+
+
+def _marks(weight: Weight) -> str:
+    """What somebody should know before a weight is fetched."""
+    marks = [
+        *([weight.license] if weight.license else []),
+        *(["not for commercial use"] if weight.non_commercial else []),
+        *(["gated: its host wants a token, and the licence accepted"] if weight.gated else []),
+    ]
+    return f" ({'; '.join(marks)})" if marks else ""
 
 
 def show_inputs(found: Collection[Settable]) -> None:
@@ -147,7 +241,7 @@ def show_inputs(found: Collection[Settable]) -> None:
     for settable in found:
         address = f"{settable.address} *" if settable.exposed else settable.address
         table.add_row(address, settable.kind, _short(settable.value), _allowed(settable))
-    _table_console().print(table)
+    table_console().print(table)
 
 
 def _allowed(settable: Settable) -> str:
@@ -168,7 +262,7 @@ def _short(value: object, length: int = 40) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
-def _table_console() -> Console:
+def table_console() -> Console:
     """Standard output without markup; in a pipe as wide as needed, so that nothing is cut."""
     out = Console(markup=False, highlight=False, soft_wrap=True)
     if not out.is_terminal:

@@ -15,8 +15,9 @@ from comfy_runner.comfyui.source import read_pin, tree_version
 from comfy_runner.config import Config
 from comfy_runner.errors import CallerError, ComfyRunnerError
 from comfy_runner.serving import schema
+from comfy_runner.weights.listing import ModelFolders
 from comfy_runner.weights.manifest import human_size
-from comfy_runner.weights.store import WeightStore, read_manifest
+from comfy_runner.weights.store import read_manifest
 
 LOW_DISK = 5_000_000_000
 """Bytes of free disk below which a model may not find room."""
@@ -102,8 +103,8 @@ def _weights(config: Config) -> Iterator[Finding]:
     except CallerError as err:
         yield Finding("manifest", str(config.manifest), False, str(err))
         return
-    store = WeightStore(config.models, config.manifest.parent)
-    here = sum(store.installed(weight) for weight in manifest.weights)
+    folders = ModelFolders(config.models)
+    here = sum(folders.holds(weight) for weight in manifest.weights)
     yield Finding("manifest.path", str(config.manifest))
     yield Finding("manifest.weights", len(manifest.weights))
     yield Finding("manifest.weights_on_disk", here)

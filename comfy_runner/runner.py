@@ -40,7 +40,7 @@ class Runner:
         """
         self.config = config
         self.manifest = read_manifest(config.manifest)
-        self.store = WeightStore(config.models, config.manifest.parent)
+        self.store = WeightStore(config)
         self._folder = config.runs / uuid.uuid4().hex
         self._lock = FileLock(f"{self._folder}.lock")
         """Held while the folder is in use; what nobody holds was left by a killed process."""

@@ -2,12 +2,9 @@
 
 import base64
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import pytest
 from fakes.file_server import running
 from graphs import HERE, WORKFLOWS, bundled, node, picture
 from PIL import Image
+from program import PROGRAM, Program
 from saved_files import png
 
 from comfy_runner import __version__
@@ -25,45 +23,8 @@ from comfy_runner.config import Config
 from comfy_runner.documents import source
 from comfy_runner.runner import Runner
 
-PROGRAM = str(Path(sys.executable).with_name("comfy-runner"))
 SAMPLED = WORKFLOWS / "text_to_picture.json"
 PHOTO = HERE.parent / "examples" / "astronaut.png"
-
-
-class Program:
-    """`comfy-runner` with its own home, in a folder of its own."""
-
-    def __init__(self, config: Config, folder: Path) -> None:
-        self.folder = folder
-        self.environment: Mapping[str, str] = {
-            **os.environ,
-            "COMFY_RUNNER_HOME": str(config.home),
-            "COMFY_RUNNER_COMFYUI": str(config.comfyui),
-            "COMFY_RUNNER_MODELS": str(config.models),
-            "COMFY_RUNNER_CUSTOM_NODES": str(config.custom_nodes),
-            "COMFY_RUNNER_DEVICE": "cpu",
-            "OMP_NUM_THREADS": "1",
-        }
-
-    def __call__(self, *arguments: object, code: int = 0, given: bytes = b"") -> tuple[str, str]:
-        """Run it to its end with this standard input; standard output and standard error."""
-        done = subprocess.run(
-            [PROGRAM, *map(str, arguments)],
-            cwd=self.folder,
-            env=self.environment,
-            input=given,
-            capture_output=True,
-            timeout=180,
-            check=False,
-        )
-        assert done.returncode == code, done.stderr
-        return done.stdout.decode(), done.stderr.decode()
-
-    def workflow(self, document: Any) -> Path:
-        """A workflow file with this content."""
-        path = self.folder / "workflow.json"
-        path.write_text(document if isinstance(document, str) else json.dumps(document))
-        return path
 
 
 @pytest.fixture

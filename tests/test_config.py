@@ -33,6 +33,16 @@ def test_every_setting_is_read() -> None:
         "RUN_TIMEOUT": "2",
         "STALL_TIMEOUT": "3e1",
         "MAX_INPUT_BYTES": "1000",
+        "MAX_WEIGHTS_BYTES": "2000",
+        "DISK_RESERVE": "3000",
+        "FETCH_TIMEOUT": "4",
+        "RECHECK_AFTER": "0.5",
+        "PGET": "off",
+        "ALLOW_PICKLES": "true",
+        "HUB_AT_RUN_TIME": "1",
+        "HF_ENDPOINT": "https://mirror.example/hf/",
+        "CIVITAI_ENDPOINT": "http://127.0.0.1:81",
+        "REPLICATE_ENDPOINT": "http://127.0.0.1:82",
     }
     config = Config.from_environment({PREFIX + name: value for name, value in given.items()})
     assert config == Config(
@@ -47,6 +57,16 @@ def test_every_setting_is_read() -> None:
         run_timeout=2.0,
         stall_timeout=30.0,
         max_input_bytes=1000,
+        max_weights_bytes=2000,
+        disk_reserve=3000,
+        fetch_timeout=4.0,
+        recheck_after=0.5,
+        pget="off",
+        allow_pickles=True,
+        hub_at_run_time=True,
+        hf_endpoint="https://mirror.example/hf",
+        civitai_endpoint="http://127.0.0.1:81",
+        replicate_endpoint="http://127.0.0.1:82",
     )
 
 
@@ -91,3 +111,25 @@ def test_every_setting_that_does_not_fit_is_told() -> None:
         f"{PREFIX}DEVICE",
         f"{PREFIX}RUN_TIMEOUT",
     }
+
+
+def test_hugging_face_is_where_its_own_variable_says() -> None:
+    given = {"HF_ENDPOINT": "https://mirror.example/"}
+    assert Config.from_environment(given).hf_endpoint == "https://mirror.example"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALLOW_PICKLES", "maybe"),
+        ("HUB_AT_RUN_TIME", "2"),
+        ("HF_ENDPOINT", "huggingface.co"),
+        ("HF_ENDPOINT", "https://user:pass@mirror.example"),
+        ("CIVITAI_ENDPOINT", "ftp://civitai.com"),
+    ],
+)
+def test_a_switch_or_address_that_is_none_is_refused(name: str, value: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        Config.from_environment({PREFIX + name: value})
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.input) == ("bad_setting", PREFIX + name)

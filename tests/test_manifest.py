@@ -10,8 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from comfy_runner.convert.models import ModelHint
 from comfy_runner.errors import InvalidInput, Problem
+from comfy_runner.fetch.urls import scheme
+from comfy_runner.weights.hosts.addresses import parse
 from comfy_runner.weights.manifest import (
+    AskedWeight,
     Found,
     Implication,
     Manifest,
@@ -19,6 +23,7 @@ from comfy_runner.weights.manifest import (
     OnDisk,
     Reference,
     Source,
+    hints_by_name,
     normalised,
     vae_approx_names,
 )
@@ -54,7 +59,8 @@ def problem(outcome: object) -> Any:
 
 def test_the_manifest_of_the_project_lists_what_ships_with_it() -> None:
     parsed = Manifest.parse((PROJECT / "weights_manifest.json").read_text())
-    assert {(w.label, w.size) for w in parsed.weights} == {
+    shipped = [weight for weight in parsed.weights if scheme(weight.urls[0].url) == ""]
+    assert {(w.label, w.size) for w in shipped} == {
         (f"{folder}/{file.name}", file.stat().st_size)
         for folder, name in [
             ("upscale_models", "realesr-animevideov3.safetensors"),
@@ -64,7 +70,7 @@ def test_the_manifest_of_the_project_lists_what_ships_with_it() -> None:
         ]
         for file in [PROJECT / "assets" / "weights" / name]
     }
-    assert all(weight.sha256 and weight.license for weight in parsed.weights)
+    assert all(weight.sha256 and weight.license for weight in shipped)
 
 
 def test_reads_every_member() -> None:
@@ -102,7 +108,6 @@ def test_reads_every_member() -> None:
         Source("https://weights.host/default/vae/ae.tar", extract="tar", member="ae.safetensors"),
         Source("assets/ae.safetensors", auth="bearer_env", env="TOKEN"),
     )
-    assert weight.plain_urls == ("https://host/ae.safetensors", "assets/ae.safetensors")
     assert (weight.size, weight.sha256, weight.folders) == (10, "a" * 64, ("vae", "checkpoints"))
     assert (weight.license, weight.license_url, weight.note) == ("MIT", "https://host/l", "n")
     assert (weight.gated, weight.non_commercial, weight.aliases) == (True, True, ("ae.sft",))
@@ -139,6 +144,7 @@ def test_reads_every_member() -> None:
         ({"urls": [{"url": "a", "what": 1}]}, "weights[0].urls[0].what", "no known member"),
         ({"size": 0}, "weights[0].size", "at least 1"),
         ({"size": True}, "weights[0].size", "at least 1"),
+        ({"size": 10**400}, "weights[0].size", "too large"),
         ({"size": "5"}, "weights[0].size", "at least 1"),
         ({"sha256": "A" * 64}, "weights[0].sha256", "64 hexadecimal"),
         ({"sha256": "a" * 63}, "weights[0].sha256", "64 hexadecimal"),
@@ -177,6 +183,11 @@ def test_names_the_place_of_a_fault(change: dict[str, Any], place: str, text: st
         ({"version": True, "weights": []}, "version must be 1"),
         ({"version": 1}, "weights is missing"),
         ({"version": 1, "weights": {}}, "must be a list"),
+        (
+            '{"version": 1, "weights": [{"name": "x", "folders": ["f"], "urls": ["x"],'
+            ' "implied_by": [{"class_type": "A", "input": "i", "equals": -1e999}]}]}',
+            "equals must be a text, a number",
+        ),
         ({"version": 1, "weights": ["x"]}, "must be an object"),
         ({"version": 1, "weights": [], "more": 1}, "no known member"),
         ({"version": 1, "weights": [], "bases": {"http": "https://x"}}, "not as a scheme"),
@@ -292,7 +303,7 @@ def test_a_base_name_is_installed_where_the_workflow_asks_for_it(listed: str, as
     outcome = manifest(entry(listed)).resolve(reference(asked), disk())
     assert isinstance(outcome, Found)
     assert (outcome.weight.name, outcome.rewritten_to) == (asked, None)
-    assert outcome.weight.plain_urls == (f"https://host/{listed}",)
+    assert outcome.weight.urls == (Source(f"https://host/{listed}"),)
 
 
 def test_a_base_name_with_backslashes_is_rewritten_too() -> None:
@@ -376,10 +387,9 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     "change", [{"kind": "dir"}, {"urls": [{"url": "https://host/x.tar", "extract": "tar"}]}]
 )
-def test_archives_and_folders_are_not_supported_yet(change: dict[str, Any]) -> None:
-    found = problem(manifest({**entry("x.pt"), **change}).resolve(reference("x.pt"), disk()))
-    assert found.code == "unsupported_weight"
-    assert "cannot be fetched yet" in found.what
+def test_archives_and_folders_are_found_as_files_are(change: dict[str, Any]) -> None:
+    known = manifest({**entry("x.pt"), **change})
+    assert known.resolve(reference("x.pt"), disk()) == Found(known.weights[0])
 
 
 @given(st.text())
@@ -397,7 +407,7 @@ def test_whatever_is_found_is_a_file_of_that_name(names: list[str]) -> None:
     for asked in ("a.pt", "s/a.pt", "u/b.pt", "c.pt"):
         outcome = known.resolve(reference(asked), disk())
         if isinstance(outcome, Found):
-            source = outcome.weight.plain_urls[0].removeprefix("https://host/")
+            source = outcome.weight.urls[0].url.removeprefix("https://host/")
             assert source in names
             assert source.split("/")[-1].lower() == asked.split("/")[-1].lower()
             assert outcome.weight.name == (outcome.rewritten_to or asked)
@@ -418,6 +428,230 @@ def test_a_big_manifest_indexes_its_names() -> None:
         outcome = known.resolve(reference(f"model-{n}.safetensors"), lambda _: listed)
         assert isinstance(outcome, Found)
     assert asked == []
+
+
+def test_weights_of_other_callers_are_never_suggested() -> None:
+    on_disk = disk(loras=["url/0a1b2c3d4e.safetensors", "own/0a1b2c3d4f.safetensors"])
+    found = problem(manifest().resolve(reference("0a1b2c3d4e.safetensors"), on_disk))
+    assert "own/0a1b2c3d4f" in found.hint
+    assert "url/" not in found.hint
+
+
+def test_a_name_as_long_as_a_book_is_compared_with_none() -> None:
+    known = manifest(entry("x" * 400 + ".pt"))
+    found = problem(known.resolve(reference("x" * 400 + "y.pt"), disk()))
+    assert found.hint == "Add the model to weights_manifest.json."
+
+
+def test_similar_names_are_left_out_where_they_are_not_wanted() -> None:
+    known = manifest(entry("model-1.pt"))
+    assert "model-1" in problem(known.resolve(reference("model-2.pt"), disk())).hint
+    outcome = known.resolve(reference("model-2.pt"), disk(), suggest=False)
+    assert "model-1" not in problem(outcome).hint
+
+
+def test_without_a_folder_the_disk_is_searched_too() -> None:
+    on_disk = disk(vae=["x.pt"])
+    outcome = manifest().resolve(reference("x.pt", None), on_disk, folders=["loras", "vae"])
+    assert outcome == OnDisk("x.pt", "vae")
+
+
+@pytest.mark.parametrize("text", ["a/x.pt", "X.PT", "old.pt", "s\\x.pt"])
+def test_a_text_that_may_be_no_model_is_never_rewritten(text: str) -> None:
+    known = manifest(entry("x.pt", aliases=["old.pt"]), entry("s/x.pt", "vae"))
+    asked = Reference("6", "Style", "C", "lora_name", None, text, certain=False)
+    assert problem(known.resolve(asked, disk())).code == "unknown_model"
+    exact = Reference("6", "Style", "C", "lora_name", None, "x.pt", certain=False)
+    assert known.resolve(exact, disk()) == Found(known.weights[0])
+
+
+# Names that are written otherwise
+
+
+def written(name: str, form: Any, folder: str = "loras") -> Reference:
+    return Reference("6", "Style", "C", "lora_name", folder, name, form=form)
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "listed"),
+    [
+        ("token", "easy", "easy.pt"),
+        ("token", "easy", "sd15/easy.safetensors"),
+        ("stem", "easy", "deep/er/easy.safetensors"),
+        ("lora", "here/easy.safetensors", "there/easy.safetensors"),
+    ],
+)
+def test_some_names_mean_files_of_any_subfolder(form: Any, name: str, listed: str) -> None:
+    assert manifest().resolve(written(name, form), disk(loras=[listed])) == OnDisk(listed)
+    known = manifest(entry(listed))
+    outcome = known.resolve(written(name, form), disk())
+    assert isinstance(outcome, Found)
+    assert outcome.rewritten_to is None
+
+
+def test_an_embedding_goes_where_the_text_says() -> None:
+    known = manifest(entry("easy.pt", "embeddings"))
+    outcome = known.resolve(written("sd15/easy", "token", "embeddings"), disk())
+    assert isinstance(outcome, Found)
+    assert (outcome.weight.name, outcome.rewritten_to) == ("sd15/easy.pt", None)
+
+
+def test_an_embedding_in_other_letters_is_rewritten() -> None:
+    known = manifest(entry("Easy.pt", "embeddings"))
+    outcome = known.resolve(written("easy", "token", "embeddings"), disk())
+    assert outcome == Found(known.weights[0], "Easy.pt")
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://host/x.safetensors?sig=s3cret",
+        "hf:owner/repo/x.safetensors",
+        "urn:air:sdxl:lora:civitai:1@2",
+        "civitai.com/models/1?token=s3cret",
+        "owner/repo",
+        "owner/repo/sub/x.safetensors",
+    ],
+)
+def test_an_address_is_asked_for(text: str) -> None:
+    asked = manifest().resolve(reference(text, "clip"), disk())
+    assert isinstance(asked, AskedWeight)
+    assert (asked.node_id, asked.input, asked.folder) == ("6", "lora_name", "text_encoders")
+    assert (asked.address, asked.text) == (parse(text, bare_repositories=True), text)
+    assert "s3cret" not in repr(asked)
+    assert "s3cret" not in json.dumps(asked.as_json())
+
+
+@pytest.mark.parametrize("name", ["owner/repo", "owner/repo/x.safetensors"])
+def test_a_file_goes_before_a_repository_of_the_same_spelling(name: str) -> None:
+    assert manifest().resolve(reference(name), disk(loras=[name])) == OnDisk(name)
+    known = manifest(entry(name))
+    assert known.resolve(reference(name), disk()) == Found(known.weights[0])
+
+
+def test_a_model_in_a_folder_is_no_repository() -> None:
+    found = problem(manifest().resolve(reference("SDXL/x.safetensors"), disk()))
+    assert found.code == "unknown_model"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("file:///etc/x.safetensors", "file:///etc/x.safetensors"),
+        ("https://civitai.com/user/me?token=s3cret", "https://civitai.com/user/me"),
+    ],
+)
+def test_what_cannot_be_an_address_is_refused_at_its_input(text: str, shown: str) -> None:
+    found = problem(manifest().resolve(reference(text), disk()))
+    assert found.code == "bad_url"
+    assert shown in found.what
+    assert "s3cret" not in str(found)
+
+
+def test_an_unknown_name_is_shown_without_secrets() -> None:
+    found = problem(manifest().resolve(reference("x.safetensors?token=s3cret"), disk()))
+    assert "s3cret" not in str(found)
+
+
+# What the workflow itself says
+
+
+def hint(name: str = "x.pt", **more: Any) -> ModelHint:
+    said = {"url": f"https://there/{name}", "directory": "loras", "sha256": None, "node_id": "6"}
+    return ModelHint(name, **{**said, **more})
+
+
+def told(known: Manifest, *said: ModelHint, name: str = "x.pt", **more: Any) -> Any:
+    folder = more.pop("folder", "loras")
+    return known.resolve(reference(name, folder), disk(), hints=hints_by_name(said), **more)
+
+
+def test_a_hint_is_used_for_a_name_that_the_manifest_does_not_have() -> None:
+    for known in (manifest(), manifest(entry("other/x.pt")), manifest(entry("X.pt"))):
+        asked = told(known, hint(sha256="a" * 64))
+        assert isinstance(asked, AskedWeight)
+        assert (asked.folder, asked.shown) == ("loras", "https://there/x.pt")
+        assert asked.sha256 == "a" * 64
+
+
+@pytest.mark.parametrize("listed", [entry("x.pt"), entry("y.pt", aliases=["x.pt"])])
+def test_the_manifest_s_own_url_goes_before_a_hint(listed: dict[str, Any]) -> None:
+    known = manifest(listed)
+    outcome = told(known, hint())
+    assert isinstance(outcome, Found)
+    assert outcome.weight == known.weights[0]
+
+
+def test_what_is_on_disk_needs_no_hint() -> None:
+    said = hints_by_name([hint(sha256="a" * 64)])
+    assert manifest().resolve(reference("x.pt"), disk(loras=["x.pt"]), hints=said) == OnDisk("x.pt")
+
+
+def test_the_hash_of_a_hint_is_required_of_the_manifest_s_file() -> None:
+    outcome = told(manifest(entry("x.pt")), hint(sha256="a" * 64))
+    assert isinstance(outcome, Found)
+    assert outcome.weight.sha256 == "a" * 64
+    same = told(manifest(entry("x.pt", sha256="a" * 64)), hint(sha256="a" * 64))
+    assert isinstance(same, Found)
+
+
+def test_a_hash_that_contradicts_names_both() -> None:
+    found = problem(told(manifest(entry("x.pt", sha256="b" * 64)), hint(sha256="a" * 64)))
+    assert found.code == "hash_contradicts"
+    assert "a" * 64 in found.what
+    assert "b" * 64 in found.what
+    twice = problem(told(manifest(), hint(sha256="a" * 64), hint(sha256="b" * 64)))
+    assert twice.code == "hash_contradicts"
+
+
+def test_the_node_s_own_hint_goes_before_those_of_the_file() -> None:
+    others = [hint(url="https://other/x.pt", node_id=node_id) for node_id in ("", "7")]
+    assert told(manifest(), *others, hint()).shown == "https://there/x.pt"
+    assert told(manifest(), *others).shown == "https://other/x.pt"
+
+
+def test_a_hint_counts_for_its_folder_only() -> None:
+    assert problem(told(manifest(), hint(directory="vae"))).code == "unknown_model"
+    assert told(manifest(), hint(directory="clip"), folder="text_encoders").folder == (
+        "text_encoders"
+    )
+    assert told(manifest(), hint(directory="")).folder == "loras"
+
+
+def test_a_hint_tells_the_folder_where_comfyui_has_such_a_one() -> None:
+    known = ["loras", "vae"]
+    assert told(manifest(), hint(), folder=None, folders=known).folder == "loras"
+    for directory in ("custom_nodes", "../loras", ""):
+        outcome = told(manifest(), hint(directory=directory), folder=None, folders=known)
+        assert problem(outcome).code == "unknown_model"
+
+
+@pytest.mark.parametrize("url", ["", "x.pt", "file:///etc/x.pt", "owner/repo"])
+def test_a_hint_without_an_address_leaves_the_other_steps(url: str) -> None:
+    outcome = told(manifest(entry("X.pt")), hint(url=url, sha256="a" * 64))
+    assert isinstance(outcome, Found)
+    assert (outcome.rewritten_to, outcome.weight.sha256) == ("X.pt", "a" * 64)
+
+
+# What a person wants to know
+
+
+def test_a_weight_tells_what_matters_before_it_is_fetched() -> None:
+    urls = ["https://host/x?token=1", "https://other/x"]
+    (weight,) = manifest(entry("x.pt", urls=urls, license="MIT", gated=True)).weights
+    assert weight.as_json() == {
+        "folder": "loras",
+        "name": "x.pt",
+        "size": None,
+        "from": "host",
+        "license": "MIT",
+        "gated": True,
+        "non_commercial": False,
+    }
+    assert manifest(entry("x.pt", urls=["assets/x.pt"])).weights[0].origin == "assets/x.pt"
 
 
 # Weights that no input names

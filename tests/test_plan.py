@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from comfy_runner.convert.formats import read_workflow
 from comfy_runner.errors import CallerError, InvalidInput, InvalidWorkflow, UnknownModel
-from comfy_runner.graph.nodes import ModelFolder
-from comfy_runner.runs.plan import RUN_MARK, FileNeed, Plan, is_url, prepare
+from comfy_runner.graph.nodes import ModelFolder, NodeCatalog
+from comfy_runner.runs.models import GUESSES
+from comfy_runner.runs.plan import RUN_MARK, FileNeed, Plan, is_url, needed_models, prepare
 from comfy_runner.weights.manifest import Manifest
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -144,6 +145,30 @@ def test_an_implied_name_with_half_of_its_files_is_unknown_without_a_manifest() 
     assert (problem.code, problem.node_id, problem.input) == ("unknown_model", "1", "vae_name")
 
 
+@pytest.mark.parametrize("hint", [{}, {"contains": "a."}, {"input": "ckpt_name", "contains": "a"}])
+def test_what_a_node_loads_besides_leaves_the_model_that_it_names(hint: dict[str, str]) -> None:
+    implied_by = [{"class_type": "CheckpointLoaderSimple", **hint}]
+    besides = {"name": "b.bin", "folders": ["configs"], "urls": ["https://host/b"]}
+    own = {"name": "a.ckpt", "folders": ["checkpoints"], "urls": ["https://host/a"]}
+    known = Manifest.parse({"version": 1, "weights": [own, {**besides, "implied_by": implied_by}]})
+    made = plan(checkpoint("a.ckpt"), weights=known)
+    assert {weight.label for weight in made.weights} == {"checkpoints/a.ckpt", "configs/b.bin"}
+    (problem,) = refused(UnknownModel, checkpoint("nobody knows a.ckpt"), weights=known)
+    assert problem.code == "unknown_model"
+
+
+def test_a_class_that_is_not_known_is_told_where_only_models_are_asked_for() -> None:
+    document = {
+        "1": node("NobodysLoader", ckpt_name="a.ckpt"),
+        "2": node("PreviewAny", source=["1", 0]),
+    }
+    models = needed_models(
+        document, catalog=catalog(), manifest=Manifest(), on_disk=lambda *_: frozenset[str]()
+    )
+    (note,) = models.notes
+    assert "The class NobodysLoader of node 1 is not known here" in note
+
+
 def test_a_choice_that_is_no_file_is_no_model() -> None:
     made = plan(vae("pixel_space"), weights=Manifest())
     assert (made.weights, made.present) == ((), ())
@@ -228,6 +253,241 @@ def test_models_of_nodes_that_nothing_needs_are_not_fetched() -> None:
     made = plan(document)
     assert made.workflow.nodes.keys() == {"1", "2"}
     assert (made.weights, made.files) == ((), ())
+
+
+def test_a_model_that_stands_in_a_folder_is_known_by_what_is_in_it() -> None:
+    known = manifest("sd-turbo", kind="dir", folders=["diffusers"])
+    document = loaded("DiffusersLoader", model_path="sd-turbo")
+    assert [weight.label for weight in plan(document, weights=known).weights] == [
+        "diffusers/sd-turbo"
+    ]
+    for there in ("diffusers/sd-turbo", "diffusers/sd-turbo/unet/model.safetensors"):
+        assert plan(document, weights=known, disk=[there]).weights == ()
+    assert plan(document, disk=["diffusers/sd-turbo"]).present == ("diffusers/sd-turbo",)
+
+
+PROMPT = {
+    "1": node("CLIPTextEncode", "Prompt", text="fox, (embedding:Easy:1.2)", clip=["3", 1]),
+    "2": node("PreviewAny", source=["1", 0]),
+    "3": node("CheckpointLoaderSimple", ckpt_name="a.ckpt"),
+}
+
+
+def embeddings(*names: str) -> Manifest:
+    return manifest(*names, folders=["embeddings"])
+
+
+def test_the_embeddings_of_a_text_are_fetched() -> None:
+    there = ["checkpoints/a.ckpt"]
+    made = plan(PROMPT, weights=embeddings("Easy.pt"), disk=there)
+    assert [weight.label for weight in made.weights] == ["embeddings/Easy.pt"]
+    assert made.notes == ()
+    made = plan(PROMPT, weights=embeddings("Easy.pt"), disk=[*there, "embeddings/sub/Easy.bin"])
+    assert made.weights == ()
+    assert set(made.present) == {*there, "embeddings/sub/Easy.bin"}
+
+
+def test_an_embedding_of_another_name_is_rewritten_in_the_text() -> None:
+    made = plan(PROMPT, weights=embeddings("easy.pt"), disk=["checkpoints/a.ckpt"])
+    assert made.workflow.nodes["1"].inputs["text"] == "fox, (embedding:easy.pt:1.2)"
+    assert len(made.notes) == 1
+
+
+def test_an_unknown_embedding_is_a_note() -> None:
+    """ComfyUI leaves it out with a warning."""
+    made = plan(PROMPT, disk=["checkpoints/a.ckpt"])
+    assert made.weights == ()
+    (note,) = made.notes
+    assert note.startswith("Node 1 (Prompt) names the embedding 'Easy'")
+
+
+def test_a_text_that_looks_like_a_model_is_fetched_where_it_is_known() -> None:
+    document = loaded("PrimitiveString", value="b.safetensors")
+    assert [w.name for w in plan(document, weights=manifest("b.safetensors")).weights] == [
+        "b.safetensors"
+    ]
+    made = plan(document, weights=manifest("c.safetensors"))
+    assert made.weights == ()
+    assert "b.safetensors" in made.notes[0]
+
+
+def picked(name: str, *folders: str) -> Any:
+    """A plan with a combo whose folder nobody knows; the manifest has the file in these."""
+    classes = {"Picker": {"input": {"required": {"file": [["a.pt"]]}}, "output": ["MODEL"]}}
+    entries = [
+        {"name": "b.pt", "folders": [folder], "urls": ["https://host/b"], "size": 5_000}
+        for folder in folders
+    ]
+    return prepare(
+        loaded("Picker", file=name),
+        catalog=catalog().with_classes_of(NodeCatalog({"object_info": classes})),
+        manifest=Manifest.parse({"version": 1, "weights": entries}),
+        on_disk=lambda *_: (),
+    )
+
+
+def test_a_combo_of_no_known_folder_takes_what_the_manifest_has() -> None:
+    assert picked("a.pt").weights == ()
+    assert [weight.label for weight in picked("b.pt", "loras").weights] == ["loras/b.pt"]
+
+
+def test_a_model_that_several_folders_have_is_told_with_all_of_them() -> None:
+    with pytest.raises(InvalidWorkflow) as caught:
+        picked("b.pt", "loras", "vae")
+    told = str(caught.value)
+    assert "loras/b.pt (5.0 kB), vae/b.pt (5.0 kB)" in told
+
+
+def test_a_combo_s_bad_choice_is_told_once() -> None:
+    with pytest.raises(InvalidWorkflow) as caught:
+        picked("b.pt")
+    assert [problem.code for problem in caught.value.problems] == ["not_in_list"]
+
+
+def test_similar_names_are_looked_for_a_few_times_only() -> None:
+    document: dict[str, Any] = {"0": node("PreviewAny", source=["1", 0])}
+    for number in range(1, 60):
+        document[f"{number}"] = node("CheckpointLoaderSimple", ckpt_name=f"model-{number}.ckpt")
+        document[f"p{number}"] = node("PreviewAny", source=[f"{number}", 0])
+    problems = refused(UnknownModel, document, weights=manifest("model-0.ckpt"))
+    assert len(problems) == 59
+    assert sum("Nearest" in problem.hint for problem in problems) == GUESSES
+
+
+# Models from addresses
+
+LINK = "https://me:pa55@host/own.safetensors?token=s3cret#s3cret"
+
+
+@pytest.mark.parametrize("by_value", [True, False])
+def test_a_url_in_a_model_input_is_asked_for_and_never_submitted(by_value: bool) -> None:
+    document = checkpoint("a.ckpt" if by_value else LINK)
+    values = {"CheckpointLoaderSimple.ckpt_name": LINK} if by_value else {}
+    made = plan(document, values)
+    (asked,) = made.asked
+    assert (asked.node_id, asked.input, asked.folder) == ("1", "ckpt_name", "checkpoints")
+    assert asked.text == LINK
+    told = made.as_json()
+    assert told["asked"] == [
+        {
+            "node_id": "1",
+            "input": "ckpt_name",
+            "folder": "checkpoints",
+            "from": "https://host/own.safetensors",
+            "sha256": None,
+        }
+    ]
+    assert (made.weights, made.present, made.notes) == ((), (), ())
+    graph = made.to_submit("run", {}, weights={("1", "ckpt_name"): "url/0a1b.safetensors"})
+    assert graph.nodes["1"].inputs["ckpt_name"] == "url/0a1b.safetensors"
+    for text in (json.dumps(told), json.dumps(graph.to_json()), str(made.workflow.to_json())):
+        assert not re.search("s3cret|pa55", text)
+
+
+def test_without_its_installed_name_an_address_is_not_submitted() -> None:
+    made = plan(checkpoint(LINK))
+    with pytest.raises(KeyError):
+        made.to_submit("run", {})
+
+
+def test_addresses_in_places_of_all_kinds_are_told_apart() -> None:
+    other = "hf:owner/repo/x.safetensors"
+    document = {
+        "1": node("CheckpointLoaderSimple", ckpt_name=other),
+        "2": node("LoraLoader", lora_name="a/b/c.safetensors", model=["1", 0], clip=["1", 1]),
+        "3": node("VAELoader", vae_name={"__value__": other}),
+        "4": node("PreviewAny", source=["2", 0]),
+        "5": node("PreviewAny", source=["3", 0]),
+    }
+    document["2"]["inputs"] |= {"strength_model": 1.0, "strength_clip": 1.0}
+    made = plan(document)
+    names = {(a.node_id, a.input): f"url/{n}.safetensors" for n, a in enumerate(made.asked)}
+    assert [(a.node_id, a.folder) for a in made.asked] == [
+        ("1", "checkpoints"),
+        ("2", "loras"),
+        ("3", "vae"),
+    ]
+    graph = made.to_submit("run", {}, weights=names)
+    assert graph.nodes["1"].inputs["ckpt_name"] == "url/0.safetensors"
+    assert graph.nodes["2"].inputs["lora_name"] == "url/1.safetensors"
+    assert graph.nodes["3"].inputs["vae_name"] == {"__value__": "url/2.safetensors"}
+
+
+def test_the_address_of_a_node_that_nothing_needs_is_not_asked_for() -> None:
+    document = {**picture(), "7": node("CheckpointLoaderSimple", ckpt_name=LINK)}
+    assert plan(document).asked == ()
+
+
+@pytest.mark.parametrize("value", [LINK, f"x {LINK} y"])
+def test_no_problem_shows_what_is_secret_in_an_address(value: str) -> None:
+    document = broken() | {"9": node("KSampler", sampler_name=value, steps=value)}
+    document["10"] = node("PreviewAny", source=["9", 0])
+    problems = refused(InvalidWorkflow, document, {"7.width": value, "1.image": f"x{value}"})
+    assert {"not_in_list", "invalid_value", "wrong_type", "file_not_given"} <= {
+        problem.code for problem in problems
+    }
+    assert not re.search("s3cret|pa55", "".join(map(str, problems)))
+
+
+def test_a_page_that_is_no_model_is_refused_at_its_input() -> None:
+    (problem,) = refused(UnknownModel, checkpoint("https://civitai.com/user/me"))
+    assert (problem.code, problem.node_id, problem.input) == ("bad_url", "1", "ckpt_name")
+
+
+# What an editor's file says of its models
+
+
+def vae_file(*models: dict[str, Any]) -> dict[str, Any]:
+    """A file whose node 1 says where its models are."""
+    return editor(
+        ui(1, "VAELoader", "x.pt", properties={"models": list(models)}),
+        ui(2, "PreviewAny", **into("source", 1)),
+        links=[[1, 1, 0, 2, 0, "*"]],
+    )
+
+
+SAID = {"name": "x.pt", "url": "https://there/x.pt?token=s3cret", "directory": "vae"}
+
+
+def test_a_model_that_only_the_file_knows_comes_under_a_name_of_its_own() -> None:
+    made = plan(vae_file({**SAID, "hash": "A" * 64, "hash_type": "SHA256"}), weights=Manifest())
+    (asked,) = made.asked
+    assert (asked.folder, asked.sha256) == ("vae", "a" * 64)
+    assert asked.text == SAID["url"]
+    (note,) = made.notes
+    assert "'x.pt'" in note
+    assert "https://there/x.pt" in note
+    assert "s3cret" not in note + json.dumps(made.as_json())
+    graph = made.to_submit("run", {}, weights={(asked.node_id, asked.input): "url/0a1b.pt"})
+    assert graph.nodes["1"].inputs["vae_name"] == "url/0a1b.pt"
+
+
+def test_a_model_that_the_manifest_knows_comes_from_there() -> None:
+    made = plan(vae_file(SAID), weights=manifest("x.pt", folders=["vae"]))
+    assert [weight.origin for weight in made.weights] == ["host"]
+    assert (made.asked, made.notes) == ((), ())
+
+
+def test_two_nodes_that_say_different_hashes_of_one_file_contradict() -> None:
+    hashes = [{**SAID, "hash": letter * 64, "hash_type": "SHA256"} for letter in "ab"]
+    document = vae_file(hashes[0])
+    document["nodes"] += [
+        ui(3, "VAELoader", "x.pt", properties={"models": [hashes[1]]}),
+        ui(4, "PreviewAny", **into("source", 2)),
+    ]
+    document["links"].append([2, 3, 0, 4, 0, "*"])
+    (problem,) = refused(UnknownModel, document, weights=manifest("x.pt", folders=["vae"]))
+    assert (problem.code, problem.node_id) == ("hash_contradicts", "3")
+    assert "a" * 64 in problem.what
+    assert "b" * 64 in problem.what
+
+
+def test_one_node_s_hash_counts_for_all_that_name_the_file() -> None:
+    document = vae_file({**SAID, "hash": "a" * 64, "hash_type": "SHA256"})
+    document["nodes"] += [ui(3, "VAELoader", "x.pt"), ui(4, "PreviewAny", **into("source", 2))]
+    document["links"].append([2, 3, 0, 4, 0, "*"])
+    (weight,) = plan(document, weights=manifest("x.pt", folders=["vae"])).weights
+    assert weight.sha256 == "a" * 64
 
 
 # Files

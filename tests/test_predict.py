@@ -13,7 +13,9 @@ from typing import Any
 import psutil
 import pytest
 from cog_server import CogServer, Reply
+from fakes.file_server import FileServer, running
 from graphs import HERE, bundled, node, picture, quick_and_slow
+from loras import lora, workflow
 from PIL import Image
 
 from comfy_runner.config import Config
@@ -34,9 +36,21 @@ def settings(home: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, comfyui_tree: Path) -> Iterator[CogServer]:  # noqa: ARG001
+def hub() -> Iterator[FileServer]:
+    """What the served model takes for Hugging Face."""
+    with running() as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory,
+    comfyui_tree: Path,  # noqa: ARG001
+    hub: FileServer,
+) -> Iterator[CogServer]:
     """The served model, ready."""
-    with CogServer(PROJECT, settings(tmp_path_factory.mktemp("home"))) as server:
+    mirror = {"COMFY_RUNNER_HF_ENDPOINT": hub.url("").rstrip("/")}
+    with CogServer(PROJECT, settings(tmp_path_factory.mktemp("home")) | mirror) as server:
         server.wait_ready(READY)
         yield server
 
@@ -144,6 +158,31 @@ def test_the_editors_own_file_runs_as_the_app_that_it_is(server: CogServer) -> N
         assert image.convert("RGB").getpixel((3, 3)) == (0, 0, 255)
     assert "node 2, Preview Image" in reply.body["logs"]
     assert len(succeeded(predict(server, document, all_outputs=True, return_temp_files=True))) == 2
+
+
+def test_a_private_lora_is_an_address_and_a_token_that_nobody_sees(
+    server: CogServer, hub: FileServer
+) -> None:
+    body = lora(7)
+    hub.serve("me/private/resolve/main/style.safetensors", body, ranges=True, etag='"7"')
+    request = {
+        "inputs": json.dumps(
+            {"20.lora_name": "https://huggingface.co/me/private/blob/main/style.safetensors"}
+        ),
+        "hf_token": "hf_s3cret",
+        "seed": 1,
+    }
+    first = predict(server, workflow(), **request)
+    again = predict(server, workflow(), **request)
+
+    pictures = [Image.open(io.BytesIO(*succeeded(reply))) for reply in (first, again)]
+    assert pictures[0].tobytes() == pictures[1].tobytes()
+    tokens = {asked.headers.get("Authorization") for asked in hub.asked}
+    assert tokens == {"Bearer hf_s3cret"}
+    assert "s3cret" not in json.dumps(first.body) + json.dumps(again.body)
+    assert first.body["metrics"]["fetched_bytes"] >= len(body)
+    assert again.body["metrics"]["fetched_bytes"] == 0
+    assert "Fetching loras/" in first.body["logs"]
 
 
 def test_several_files_are_known_by_their_names(server: CogServer) -> None:

@@ -27,7 +27,7 @@ from comfy_runner.runs.run import Finished, Planned, Request, Update
 from comfy_runner.serving import prediction
 from comfy_runner.serving.prediction import Narrator, metrics
 from comfy_runner.weights.manifest import Manifest
-from comfy_runner.weights.store import Downloading
+from comfy_runner.weights.progress import Downloading, Meter
 
 DOCUMENT = json.dumps(picture())
 
@@ -424,18 +424,29 @@ def test_a_plan_without_seeds_has_no_metric_for_one() -> None:
 def test_results_and_the_end_are_told() -> None:
     lines, recorded = told(
         Output(Path("/results/9_Save_fox.png"), "9", "Save"),
-        Finished({"prepare": 0.011, "run": 2.5}, 9, 4, 1),
+        Finished(
+            {"prepare": 0.011, "fetch": 2.0, "run": 2.5},
+            9,
+            4,
+            1,
+            fetched_bytes=5_000_000,
+            fetched_files=2,
+        ),
     )
     assert lines == [
         "Made 9_Save_fox.png (node 9, Save)",
-        "Done: 1 result, 4 of 9 nodes from the cache (prepare 0.01 s, run 2.50 s).",
+        "Done: 1 result, 4 of 9 nodes from the cache (prepare 0.01 s, fetch 2.00 s, run 2.50 s).",
     ]
     assert dict(recorded) == {
         "progress": 1.0,
         "outputs": 1,
         "nodes": 9,
         "nodes_cached": 4,
+        "fetched_bytes": 5_000_000,
+        "fetch_rate": 2_500_000,
+        "files_fetched": 2,
         "prepare_seconds": 0.011,
+        "fetch_seconds": 2.0,
         "run_seconds": 2.5,
     }
 
@@ -454,20 +465,86 @@ def test_every_node_is_told_once_with_its_last_step() -> None:
     assert progress[1000 + 1] == pytest.approx(3.5 / 9, abs=1e-4)
 
 
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def fetching(seconds: int, files: int) -> list[tuple[list[str], dict[str, Any]]]:
+    """What is told in each tenth of a second: 10 MB/s for each file of so many seconds."""
+    clock = Clock()
+    meter = Meter(clock)
+    recorded: dict[str, Any] = {}
+    narrator = Narrator(recorded.__setitem__, clock=clock)
+    names = [f"loras/{number}.safetensors" for number in range(files)]
+    size = seconds * 10_000_000
+    for name in names:
+        meter.expect(name, size)
+    told_then = []
+    for tenth in range(seconds * 10 + 1):
+        for name in names:
+            meter.report(name, tenth * 1_000_000, size)
+        recorded.clear()
+        with redirect_stdout(StringIO()) as out:
+            for update in meter.fresh():
+                narrator.tell(update)
+        told_then.append((out.getvalue().splitlines(), dict(recorded)))
+        clock.now += 0.1
+    return told_then
+
+
 def test_downloads_side_by_side_do_not_flood_the_log() -> None:
+    told_then = fetching(seconds=60, files=4)
+    first, *between, last = [lines for lines, _ in told_then]
     names = [f"loras/{number}.safetensors" for number in range(4)]
-    updates = [Downloading(name, done, 10**9) for done in range(0, 10**9, 10**6) for name in names]
-    ends = [Downloading(name, 10**9, 10**9) for name in names]
-    lines, recorded = told(*updates, *ends, *ends)
-    assert lines[:4] == [f"Fetching {name}: 0.0 MB of 1000.0 MB" for name in names]
-    assert lines[-4:] == [f"Fetching {name}: 1000.0 MB of 1000.0 MB" for name in names]
-    assert len(lines) < 1000
-    assert recorded == []
+    assert first == [
+        f"Fetching {name}: 0 B of 600 MB (0 of 4 files, 0 B of 2.4 GB in all)" for name in names
+    ]
+    assert last == [
+        f"Fetching {name}: 600 of 600 MB (0 of 4 files, 2.4 of 2.4 GB in all)" for name in names
+    ]
+    lines = [line for told_now in between for line in told_now]
+    assert 20 <= len(lines) <= 30
+    assert {line.split(":")[0] for line in lines[:4]} == {f"Fetching {name}" for name in names}
+    assert lines[0] == (
+        "Fetching loras/0.safetensors: 20 of 600 MB, 10 MB/s, 58 s left"
+        " (0 of 4 files, 80 MB of 2.4 GB in all)"
+    )
+
+
+def test_metrics_tell_how_the_downloads_come_along() -> None:
+    told_then = fetching(seconds=10, files=2)
+    assert all(bool(lines) == bool(metrics) for lines, metrics in told_then)
+    assert told_then[0][1] == {"fetched_bytes": 0, "fetch_rate": 0, "files_fetched": 0}
+    last = told_then[-1][1]
+    assert last["fetched_bytes"] == 200_000_000
+    assert last["fetch_rate"] == pytest.approx(20_000_000, rel=0.01)
+
+
+def test_a_file_that_is_there_is_told_once_and_again_only_when_it_begins_anew() -> None:
+    clock = Clock()
+    narrator = Narrator(lambda _name, _value: None, clock=clock)
+    lines = []
+    for second, done in [(0, 0), (1, 5), (2, 10), (9, 10), (20, 4), (21, 5), (22, 10), (30, 10)]:
+        clock.now = second
+        lines += [(second, line) for line in narrator.lines(Downloading("a", done, 10))]
+    assert lines == [
+        (0, "Fetching a: 0 of 10 B"),
+        (2, "Fetching a: 10 of 10 B"),
+        (20, "Fetching a: 4 of 10 B"),
+        (22, "Fetching a: 10 of 10 B"),
+    ]
 
 
 def test_a_download_of_unknown_size_is_told() -> None:
-    lines, _ = told(Downloading("loras/x", 1_500_000, None))
+    lines, recorded = told(Downloading("loras/x", 1_500_000, None))
     assert lines == ["Fetching loras/x: 1.5 MB"]
+    assert recorded == []
 
 
 def test_no_line_is_told_twice() -> None:

@@ -1,6 +1,5 @@
-"""What the weight store keeps, fetches and cleans up."""
+"""What the weight store fetches by a manifest, keeps, and cleans up."""
 
-import hashlib
 import json
 import os
 import resource
@@ -9,21 +8,38 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from fakes.file_server import FileServer, running
+from weight_stores import (
+    QUICK,
+    ensure,
+    fetches,
+    files,
+    looks,
+    put,
+    settings,
+    sha256,
+    staged,
+    tensors,
+    weight,
+)
 
-from comfy_runner.errors import Cancelled, DownloadFailed, HashMismatch, UnknownModel
+from comfy_runner.errors import Cancelled, DownloadFailed, HashMismatch, InvalidInput
 from comfy_runner.fetch.download import Patience
 from comfy_runner.weights.manifest import Manifest
 from comfy_runner.weights.store import Downloading, WeightStore
-from comfy_runner.weights.weight import Source, Weight
+from comfy_runner.weights.weight import Source
 
 PROJECT = Path(__file__).resolve().parent.parent
 BODY = os.urandom(300_000)
-QUICK = Patience(stall=0.5, retries=1, backoff=0.01)
+MIB = 1024**2
+LONG = os.urandom(3 * MIB)
+"""So long that its progress shows before it is there."""
 
 
 @pytest.fixture
@@ -33,116 +49,56 @@ def server() -> Iterator[FileServer]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> WeightStore:
-    return WeightStore(tmp_path / "models", tmp_path)
+def models(tmp_path: Path) -> Path:
+    return tmp_path / "models"
 
 
-def weight(name: str, *urls: str, folders: tuple[str, ...] = ("loras",), **more: Any) -> Weight:
-    return Weight(name=name, folders=folders, urls=tuple(map(Source, urls)), **more)
-
-
-def fetched(store: WeightStore, *weights: Weight, **options: Any) -> list[Downloading]:
-    return list(store.ensure(weights, **{"patience": QUICK, **options}))
-
-
-def files(folder: Path) -> list[str]:
-    """Everything that stands in a folder but for the empty lock files."""
-    found = (file for file in folder.rglob("*") if file.is_file() and file.suffix != ".lock")
-    return sorted(file.relative_to(folder).as_posix() for file in found)
-
-
-def put(store: WeightStore, *paths: str) -> None:
-    for path in paths:
-        file = store.models / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"x")
-
-
-# Listing
-
-
-def test_lists_what_comfyui_lists(store: WeightStore) -> None:
-    put(store, "loras/a.safetensors", "loras/Sub Dir/deep/b.CKPT", "loras/readme.txt")
-    put(store, "loras/.git/c.pt", "loras/.hidden.sft", "loras/noextension", "vae/d.pt")
-    put(store, *(f"loras/x{n}{end}" for n, end in enumerate([".pt2", ".bin", ".pth", ".pkl"])))
-    assert store.listing("loras") == {
-        "a.safetensors",
-        "Sub Dir/deep/b.CKPT",
-        ".hidden.sft",
-        "x0.pt2",
-        "x1.bin",
-        "x2.pth",
-        "x3.pkl",
-    }
-    assert store.listing("none") == frozenset()
-
-
-def test_lists_folders_that_comfyui_merges(store: WeightStore) -> None:
-    put(store, "unet/a.pt", "diffusion_models/b.pt", "clip/c.pt", "text_encoders/d.pt")
-    put(store, "controlnet/e.pt", "t2i_adapter/f.pt")
-    assert store.listing("unet") == store.listing("diffusion_models") == {"a.pt", "b.pt"}
-    assert store.listing("clip") == store.listing("text_encoders") == {"c.pt", "d.pt"}
-    assert store.listing("controlnet") == {"e.pt", "f.pt"}
-
-
-def test_follows_links_that_lead_somewhere(store: WeightStore, tmp_path: Path) -> None:
-    put(store, "elsewhere/sub/a.pt", "loras/b.pt")
-    (store.models / "loras" / "linked").symlink_to(store.models / "elsewhere")
-    (store.models / "loras" / "c.pt").symlink_to(store.models / "loras" / "b.pt")
-    (store.models / "loras" / "lost.pt").symlink_to(tmp_path / "nothing.pt")
-    assert store.listing("loras") == {"b.pt", "c.pt", "linked/sub/a.pt"}
-
-
-# Being there
-
-
-def test_a_weight_is_installed_where_comfyui_finds_it(store: WeightStore) -> None:
-    put(store, "unet/a.pt", "loras/b.pt")
-    assert store.installed(weight("a.pt", folders=("diffusion_models",)))
-    assert store.installed(weight("b.pt", size=1))
-    assert not store.installed(weight("b.pt", size=2))
-    assert not store.installed(weight("b.pt", folders=("loras", "vae")))
-    assert not store.installed(weight("c.pt"))
-
-
-def test_a_small_autoencoder_of_another_type_is_not_overruled(store: WeightStore) -> None:
-    put(store, "vae_approx/taef1_encoder.safetensors", "vae_approx/other_encoder.safetensors")
-    assert store.installed(weight("taef1_encoder.pt", folders=("vae_approx",), size=5))
-    assert not store.installed(weight("taef1_decoder.pt", folders=("vae_approx",)))
-    assert not store.installed(weight("other_encoder.pt", folders=("vae_approx",)))
+@pytest.fixture
+def store(models: Path) -> WeightStore:
+    return WeightStore(settings(models))
 
 
 # Fetching
 
 
-def test_the_weights_of_the_project_can_be_installed(tmp_path: Path) -> None:
+def test_the_weights_of_the_project_can_be_installed(models: Path) -> None:
     known = Manifest.parse((PROJECT / "weights_manifest.json").read_text())
-    store = WeightStore(tmp_path, PROJECT)
-    fetched(store, *known.weights)
-    assert all(store.installed(weight) for weight in known.weights)
+    own = [
+        weight
+        for weight in known.weights
+        if weight.urls and not any(urlsplit(source.url).scheme for source in weight.urls)
+    ]
+    assert own
+    store = WeightStore(settings(models, manifest=PROJECT / "weights_manifest.json"))
+    outcome = ensure(store, *own)
+    assert all(store.folders.holds(weight) for weight in own)
+    assert outcome.ensured.size == sum(weight.size or 0 for weight in own)
 
 
 def test_fetches_what_is_missing_and_nothing_else(store: WeightStore, server: FileServer) -> None:
-    put(store, "loras/have.pt")
-    digest = hashlib.sha256(BODY).hexdigest()
-    new = weight("Sub Dir/new.pt", server.serve("new", BODY), size=len(BODY), sha256=digest)
+    put(store.models, "loras/have.pt")
+    url = server.serve("new", BODY, ranges=True)
+    new = weight("Sub Dir/new.pt", url, size=len(BODY), sha256=sha256(BODY))
     have = weight("have.pt", server.url("have"))
 
-    updates = fetched(store, new, have, new)
+    outcome = ensure(store, new, have, new)
 
     file = store.models / "loras" / "Sub Dir" / "new.pt"
     assert file.read_bytes() == BODY
     assert file.stat().st_mode & 0o777 == 0o644
-    assert [asked.path for asked in server.asked] == ["new"]
-    assert updates[-1] == Downloading("loras/Sub Dir/new.pt", len(BODY), len(BODY))
+    assert (looks(server), fetches(server)) == (1, 1)
+    assert outcome.updates[-1] == Downloading("loras/Sub Dir/new.pt", len(BODY), len(BODY))
+    assert (outcome.ensured.files, outcome.ensured.size) == (1, len(BODY))
     assert files(store.models) == ["loras/Sub Dir/new.pt", "loras/have.pt"]
-    assert fetched(store, new, have) == []
+    assert staged(store.models) == []
+    assert ensure(store, new, have).updates == []
+    assert len(server.asked) == 2
 
 
 def test_respects_the_umask(store: WeightStore, server: FileServer) -> None:
     before = os.umask(0o077)
     try:
-        fetched(store, weight("a.pt", server.serve("a", BODY)))
+        ensure(store, weight("a.pt", server.serve("a", BODY)))
     finally:
         os.umask(before)
     assert (store.models / "loras" / "a.pt").stat().st_mode & 0o777 == 0o600
@@ -152,30 +108,44 @@ def test_further_folders_get_a_second_name_of_the_file(
     store: WeightStore, server: FileServer
 ) -> None:
     twice = weight("a.pt", server.serve("a", BODY), folders=("loras", "vae"))
-    fetched(store, twice)
+    ensure(store, twice)
     first, second = (store.models / folder / "a.pt" for folder in ("loras", "vae"))
+    assert first.samefile(second)
+
+    second.unlink()
+    ensure(store, twice)
     assert first.samefile(second)
 
     first.unlink()
     second.unlink()
-    put(store, "loras/a.pt")
-    fetched(store, twice)
+    put(store.models, "loras/a.pt")
+    ensure(store, twice)
     assert second.read_bytes() == b"x"
-    assert len(server.asked) == 1
+    assert fetches(server) == 1
 
 
-def test_replaces_a_file_of_another_size(store: WeightStore, server: FileServer) -> None:
-    put(store, "loras/a.pt")
-    fetched(store, weight("a.pt", server.serve("a", BODY), size=len(BODY)))
-    assert (store.models / "loras" / "a.pt").read_bytes() == BODY
+def test_a_link_to_nowhere_is_in_the_way(store: WeightStore, tmp_path: Path) -> None:
+    put(store.models, "loras/a.pt")
+    (store.models / "vae").mkdir()
+    (store.models / "vae" / "a.pt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InvalidInput) as caught:
+        ensure(store, weight("a.pt", "http://127.0.0.1:1/a", folders=("loras", "vae")))
+    assert caught.value.problems[0].code == "name_taken"
+
+
+def test_uses_a_file_of_another_size_as_it_is(store: WeightStore, server: FileServer) -> None:
+    put(store.models, "loras/a.pt")
+    ensure(store, weight("a.pt", server.serve("a", BODY), size=len(BODY)))
+    assert (store.models / "loras" / "a.pt").read_bytes() == b"x"
+    assert server.asked == []
 
 
 def test_fetches_several_at_once(store: WeightStore, server: FileServer) -> None:
     # The held file goes on only after the other one has come: one after the other would not end.
-    held = weight("held.pt", server.serve("held", BODY, hold_after=0), size=len(BODY))
+    url = server.serve("held", BODY, ranges=True, hold_after=1000)
+    held = weight("held.pt", url, size=len(BODY))
     other = weight("other.pt", server.serve("other", BODY))
-    updates = store.ensure([held, other], patience=Patience(stall=20))
-    for update in updates:
+    for update in store.ensure([held, other], patience=Patience(stall=20)):
         if update == Downloading("loras/other.pt", len(BODY), len(BODY)):
             server.release.set()
     assert store.listing("loras") == {"held.pt", "other.pt"}
@@ -185,41 +155,66 @@ def test_fetches_several_at_once(store: WeightStore, server: FileServer) -> None
 def test_takes_the_next_mirror(store: WeightStore, server: FileServer) -> None:
     wrong = server.serve("wrong", BODY[:-1])
     right = server.serve("right", BODY)
-    fetched(store, weight("a.pt", server.url("none"), wrong, right, size=len(BODY)))
-    assert [asked.path for asked in server.asked] == ["none", "wrong", "right"]
+    ensure(store, weight("a.pt", server.url("none"), wrong, right, size=len(BODY)))
+    assert list(dict.fromkeys(asked.path for asked in server.asked)) == ["none", "wrong", "right"]
+    assert fetches(server, "wrong") == 0
     assert (store.models / "loras" / "a.pt").read_bytes() == BODY
+
+
+def test_takes_the_next_mirror_when_one_turns_out_wrong(
+    store: WeightStore, server: FileServer
+) -> None:
+    wrong = server.serve("wrong", bytes(len(BODY)))
+    right = server.serve("right", BODY)
+    other = weight("b.pt", server.serve("other", b"other"))
+    ensure(store, weight("a.pt", wrong, right, sha256=sha256(BODY)), other)
+    paths = ("wrong", "right", "other")
+    assert [fetches(server, path) for path in paths] == [1, 1, 1]
+    assert (store.models / "loras" / "a.pt").read_bytes() == BODY
+    assert (store.models / "loras" / "b.pt").read_bytes() == b"other"
 
 
 def test_reports_every_mirror_that_failed(store: WeightStore, server: FileServer) -> None:
     lost = weight("a.pt", server.url("none"), server.serve("bad", BODY), sha256="0" * 64)
     with pytest.raises(DownloadFailed) as caught:
-        fetched(store, lost)
+        ensure(store, lost)
     assert "2 downloads failed" in str(caught.value)
     assert "/none could not be fetched: there is no such file" in str(caught.value)
     assert "/bad is not the file that was asked for" in str(caught.value)
-    assert files(store.models) == []
+    assert files(store.models) == staged(store.models) == []
 
 
 def test_a_wrong_hash_stays_a_wrong_hash(store: WeightStore, server: FileServer) -> None:
     with pytest.raises(HashMismatch):
-        fetched(store, weight("a.pt", server.serve("a", BODY), sha256="0" * 64))
+        ensure(store, weight("a.pt", server.serve("a", BODY), sha256="0" * 64))
+
+
+def test_says_every_failure_before_anything_is_fetched(
+    store: WeightStore, server: FileServer
+) -> None:
+    good = weight("good.pt", server.serve("good", BODY, ranges=True))
+    small = weight("small.pt", server.serve("small", BODY, ranges=True), size=5)
+    with pytest.raises(DownloadFailed) as caught:
+        ensure(store, good, weight("none.pt", server.url("none")), small)
+    assert "/none could not be fetched" in str(caught.value)
+    assert "/small is not the file that was asked for" in str(caught.value)
+    assert "good" not in str(caught.value)
+    assert fetches(server) == 0
 
 
 def test_the_first_failure_stops_the_others(store: WeightStore, server: FileServer) -> None:
-    held = weight("held.pt", server.serve("held", BODY, hold_after=1000))
-    server.serve("gone", b"", status=404)
-    updates = store.ensure([held, weight("gone.pt", server.url("gone"))], patience=Patience())
-    with pytest.raises(DownloadFailed, match="gone could not be fetched"):
-        list(updates)
+    held = weight("held.pt", server.serve("held", BODY, ranges=True, hold_after=1000))
+    bad = weight("bad.pt", server.serve("bad", BODY, etag='"1"'), sha256="0" * 64)
+    with pytest.raises(HashMismatch, match=r"/bad is not the file"):
+        ensure(store, held, bad, patience=Patience())
     assert files(store.models) == []
 
 
 def test_can_be_cancelled(store: WeightStore, server: FileServer) -> None:
     cancelled = threading.Event()
-    held = weight("held.pt", server.serve("held", BODY, hold_after=1000))
+    held = weight("held.pt", server.serve("held", LONG, ranges=True, hold_after=2 * MIB))
     updates = store.ensure([held], cancelled=cancelled)
-    next(updates)
-    assert server.holding.wait(10)
+    assert any(update.done for update in updates)
     cancelled.set()
     with pytest.raises(Cancelled):
         list(updates)
@@ -227,66 +222,73 @@ def test_can_be_cancelled(store: WeightStore, server: FileServer) -> None:
 
 
 def test_closing_the_iterator_stops_everything(store: WeightStore, server: FileServer) -> None:
-    held = weight("held.pt", server.serve("held", BODY, hold_after=1000))
+    held = weight("held.pt", server.serve("held", LONG, ranges=True, hold_after=2 * MIB))
     updates = store.ensure([held])
-    next(updates)
-    assert server.holding.wait(10)
-    updates.close()  # type: ignore[attr-defined]
+    assert any(update.done for update in updates)
+    updates.close()
     assert files(store.models) == []
-    assert not [t for t in threading.enumerate() if t.name.startswith("weights")]
+    names = ("weights", "looking", "engine", "download", "installing")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(names)]
 
 
 def test_a_silent_server_does_not_silence_the_iterator(
     store: WeightStore, server: FileServer
 ) -> None:
-    held = weight("held.pt", server.serve("held", BODY, hold_after=1000), size=len(BODY))
-    updates = store.ensure([held])
+    url = server.serve("held", BODY, ranges=True, hold_after=1000)
+    updates = store.ensure([weight("held.pt", url, size=len(BODY))])
     seen = [next(updates), next(updates), next(updates)]
     assert {update.name for update in seen} == {"loras/held.pt"}
     server.release.set()
     assert list(updates)[-1].done == len(BODY)
 
 
-def test_what_cannot_be_fetched_yet_is_said_before_anything_is_fetched(
+def test_a_server_that_never_answers_does_not_silence_the_iterator(
     store: WeightStore, server: FileServer
 ) -> None:
-    archive = Weight(name="a.pt", folders=("vae",), urls=(Source("https://h/a", extract="tar"),))
-    with pytest.raises(UnknownModel, match=r"vae/a\.pt comes as an archive"):
-        fetched(store, archive, weight("b.pt", server.serve("b", BODY)))
-    assert server.asked == []
+    updates = store.ensure([weight("held.pt", server.serve("held", BODY, hold_after=0, pace=30))])
+    served = server.files["held"]
+    served.headers = {"Content-Length": str(len(BODY))}
+    served.failures = [replace(served, status=503, headers={"Retry-After": "60"})]
+    assert next(updates) == Downloading("loras/held.pt", 0, None)
+    updates.close()
+
+
+def test_fetching_has_a_limit(models: Path, server: FileServer) -> None:
+    store = WeightStore(settings(models, fetch_timeout=0.5))
+    held = weight("held.pt", server.serve("held", BODY, ranges=True, hold_after=1000))
+    with pytest.raises(DownloadFailed, match=r"longer than 0\.5 s.*COMFY_RUNNER_FETCH_TIMEOUT"):
+        ensure(store, held, patience=Patience())
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(
     store: WeightStore, server: FileServer
 ) -> None:
-    huge = weight("huge.pt", server.url("huge"), size=10**17)
-    with pytest.raises(DownloadFailed, match=r"100000000\.0 GB are to be fetched .* are missing"):
-        fetched(store, huge)
-    assert server.asked == []
+    url = server.serve("huge", b"x", headers={"Content-Length": str(10**17)})
+    with pytest.raises(DownloadFailed, match=r"100000000\.0 GB are to come.* are missing"):
+        ensure(store, weight("huge.pt", url, size=10**17))
+    assert fetches(server) == 0
 
 
-def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path, server: FileServer) -> None:
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "loras").write_text("a file where the folder should be")
-    store = WeightStore(tmp_path / "models", tmp_path)
+def test_a_folder_that_cannot_be_made_is_reported(store: WeightStore, server: FileServer) -> None:
+    store.models.mkdir()
+    (store.models / "loras").write_text("a file where the folder should be")
     with pytest.raises(DownloadFailed, match="could not be stored"):
-        fetched(store, weight("a.pt", server.serve("a", BODY)))
+        ensure(store, weight("a.pt", server.serve("a", BODY)))
 
 
-def test_a_model_folder_on_another_disk(tmp_path: Path, server: FileServer) -> None:
+def test_a_model_folder_on_another_disk(store: WeightStore, server: FileServer) -> None:
     other = Path("/dev/shm")  # noqa: S108 - the one second filesystem that Linux always has
-    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+    if not other.is_dir() or other.stat().st_dev == store.models.parent.stat().st_dev:
         pytest.skip("There is no second filesystem to write to.")
     target = other / f"weights-{os.getpid()}"
     target.mkdir()
     try:
-        (tmp_path / "models").mkdir()
-        (tmp_path / "models" / "vae").symlink_to(target)
-        store = WeightStore(tmp_path / "models", tmp_path)
+        store.models.mkdir(exist_ok=True)
+        (store.models / "vae").symlink_to(target)
         url = server.serve("a", BODY)
-        fetched(store, weight("a.pt", url, folders=("loras", "vae")))
-        fetched(store, weight("b.pt", url, folders=("vae",)))
-        assert files(target) == ["a.pt", "b.pt"]
+        ensure(store, weight("a.pt", url, folders=("loras", "vae")))
+        ensure(store, weight("b.pt", url, folders=("vae",)))
+        assert store.listing("vae") == {"a.pt", "b.pt"}
         assert (target / "a.pt").read_bytes() == (target / "b.pt").read_bytes() == BODY
     finally:
         for file in target.iterdir():
@@ -294,22 +296,61 @@ def test_a_model_folder_on_another_disk(tmp_path: Path, server: FileServer) -> N
         target.rmdir()
 
 
+# Sources of this machine
+
+
+def test_takes_files_of_this_machine_and_data(store: WeightStore, tmp_path: Path) -> None:
+    body = tensors(1000)
+    put(tmp_path, "assets/a b.safetensors", "elsewhere/c d.safetensors", content=body)
+    relative = weight("a.safetensors", "assets/a b.safetensors", sha256=sha256(body))
+    absolute = weight("b.pt", (tmp_path / "elsewhere" / "c d.safetensors").as_uri())
+    within = weight("c.txt", "data:text/plain;base64,aGVsbG8=")
+    outcome = ensure(store, relative, absolute, within)
+    assert (store.models / "loras" / "a.safetensors").read_bytes() == body
+    assert (store.models / "loras" / "b.pt").samefile(store.models / "loras" / "a.safetensors")
+    assert (store.models / "loras" / "c.txt").read_bytes() == b"hello"
+    assert outcome.ensured.files == 3
+    assert staged(store.models) == []
+
+
+def test_says_which_file_of_this_machine_is_missing(store: WeightStore) -> None:
+    with pytest.raises(DownloadFailed, match=r"assets/a\.pt could not be fetched.*No such file"):
+        ensure(store, weight("a.pt", "assets/a.pt"))
+
+
+def test_a_file_of_this_machine_must_be_the_right_one(store: WeightStore, tmp_path: Path) -> None:
+    put(tmp_path, "a.pt")
+    with pytest.raises(HashMismatch):
+        ensure(store, weight("a.pt", "a.pt", sha256="0" * 64))
+    with pytest.raises(InvalidInput, match=r"must not hold '\.\.'"):
+        ensure(store, weight("a.pt", "../a.pt"))
+    assert files(store.models) == staged(store.models) == []
+
+
+def test_a_token_of_the_environment_goes_to_its_host(models: Path, server: FileServer) -> None:
+    url = server.serve("a", BODY, ranges=True)
+    source = Source(url, auth="bearer_env", env="MY_TOKEN")
+    with pytest.raises(DownloadFailed, match="MY_TOKEN is not set"):
+        ensure(WeightStore(settings(models), {}), weight("a.pt", source))
+    ensure(WeightStore(settings(models), {"MY_TOKEN": "s3cret"}), weight("a.pt", source))
+    assert {asked.headers["Authorization"] for asked in server.asked} == {"Bearer s3cret"}
+
+
 # Several processes
 
 CHILD = """
 import json, sys
 from pathlib import Path
+from comfy_runner.config import Config
 from comfy_runner.fetch.download import Patience
 from comfy_runner.weights.weight import Source, Weight
 from comfy_runner.weights.store import WeightStore
-models, url = sys.argv[1:]
-store = WeightStore(Path(models), Path(models))
+models, url = Path(sys.argv[1]), sys.argv[2]
+config = Config(models=models, manifest=models / "manifest.json", disk_reserve=0, pget="off")
+store = WeightStore(config)
 weight = Weight(name="a.pt", folders=("loras",), urls=(Source(url),))
-try:
-    for update in store.ensure([weight], patience=Patience(stall=20)):
-        print(json.dumps(update.done), flush=True)
-except OSError as err:
-    print(repr(err))
+for update in store.ensure([weight], patience=Patience(stall=20)):
+    print(json.dumps(update.done), flush=True)
 """
 
 
@@ -319,39 +360,42 @@ def child(store: WeightStore, url: str, **options: Any) -> "subprocess.Popen[str
 
 
 def test_two_processes_fetch_a_file_once(store: WeightStore, server: FileServer) -> None:
-    url = server.serve("a", BODY, hold_after=1000)
+    url = server.serve("a", LONG, ranges=True, etag='"1"', hold_after=2 * MIB)
     with child(store, url) as first:
-        assert server.holding.wait(30)
+        assert first.stdout is not None
+        while json.loads(first.stdout.readline()) == 0:
+            pass
         with child(store, url) as second:
             assert second.stdout is not None
             assert json.loads(second.stdout.readline()) == 0
             server.release.set()
             assert second.wait(30) == 0
         assert first.wait(30) == 0
-    assert len(server.asked) == 1
-    assert (store.models / "loras" / "a.pt").read_bytes() == BODY
+    assert fetches(server) == 1
+    assert (store.models / "loras" / "a.pt").read_bytes() == LONG
 
 
 def test_a_killed_process_leaves_nothing_that_counts(
     store: WeightStore, server: FileServer
 ) -> None:
-    url = server.serve("a", BODY, hold_after=200_000)
+    url = server.serve("a", LONG, ranges=True, etag='"1"', hold_after=2 * MIB)
     with child(store, url) as process:
         assert process.stdout is not None
         while json.loads(process.stdout.readline()) == 0:
             pass
-        WeightStore(store.models, store.project)
-        assert [name.startswith(".staging/") for name in files(store.models)] == [True]
+        WeightStore(settings(store.models))
+        assert staged(store.models)
         process.send_signal(signal.SIGKILL)
         process.wait(30)
     assert store.listing("loras") == frozenset()
 
-    again = WeightStore(store.models, store.project)
+    again = WeightStore(settings(store.models))
 
     assert files(store.models) == []
     server.release.set()
-    fetched(again, weight("a.pt", url))
-    assert (store.models / "loras" / "a.pt").read_bytes() == BODY
+    ensure(again, weight("a.pt", url))
+    assert (store.models / "loras" / "a.pt").read_bytes() == LONG
+    assert staged(store.models) == []
 
 
 def test_a_full_disk_leaves_nothing_behind(store: WeightStore, server: FileServer) -> None:
@@ -367,3 +411,43 @@ def test_a_full_disk_leaves_nothing_behind(store: WeightStore, server: FileServe
     assert "DownloadFailed" in errors
     assert "could not be stored" in errors
     assert files(store.models) == []
+
+
+READ_ONLY = """
+set -e
+mount --bind "$1" "$1"
+mount -o remount,bind,ro "$1"
+exec "$2" -c "$3" "$1" "$4"
+"""
+
+
+def test_a_read_only_folder_with_everything_in_place_works(
+    store: WeightStore, server: FileServer
+) -> None:
+    url = server.serve("a", BODY, ranges=True, etag='"1"')
+    ensure(store, weight("a.pt", url))
+    models = str(store.models)
+    command = ["unshare", "-rm", "sh", "-c", READ_ONLY, "sh", models, sys.executable, CHILD, url]
+    try:
+        done = subprocess.run(
+            command, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False
+        )
+    except FileNotFoundError:
+        pytest.skip("This system has no unshare.")
+    if "ermitted" in done.stderr or "unshare:" in done.stderr:
+        pytest.skip("This system lets nobody mount a disk of their own.")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(server.asked) == 2
+
+
+def test_what_is_cancelled_is_gone_on_with(store: WeightStore, server: FileServer) -> None:
+    body = os.urandom(20 * MIB)
+    url = server.serve("a", body, ranges=True, etag='"1"', pace=0.02)
+    updates = store.ensure([weight("a.pt", url)], patience=QUICK)
+    assert any(update.done > 2 * MIB for update in updates)
+    updates.close()
+    server.files["a"].pace = 0
+    before = server.sent
+    ensure(store, weight("a.pt", url))
+    assert server.sent - before < len(body) - MIB
+    assert (store.models / "loras" / "a.pt").read_bytes() == body

@@ -45,22 +45,28 @@ PASSED_ON = re.compile(
     "|CUDA_.*|NVIDIA_.*|NCCL_.*|CUBLAS_.*|CUDNN_.*|HIP_.*|ROCR_.*|HSA_.*|PYTORCH_.*|TORCH.*|TRITON_.*"
     "|OMP_.*|MKL_.*|OPENBLAS_.*|NUMEXPR_.*|KMP_.*|GOMP_.*"
     "|VIRTUAL_ENV|PYTHONPYCACHEPREFIX|SSL_CERT_FILE|SSL_CERT_DIR|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE"
-    "|XDG_.*|HF_HOME|HF_HUB_CACHE|HF_HUB_OFFLINE"
+    "|XDG_.*|HF_HOME|HF_HUB_CACHE|HF_HUB_OFFLINE|HF_ENDPOINT"
 )
 SECRET = re.compile("TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH")
 
 
-def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+"""Keeps huggingface_hub 2.4, transformers 5 and datasets from asking the hub for anything."""
+
+
+def child_environment(environment: Mapping[str, str], *, hub: bool = False) -> dict[str, str]:
     """The part of `environment` that ComfyUI gets, since core nodes can print what they have.
 
-    PYTHONDONTWRITEBYTECODE is not passed on: without a bytecode cache a start takes twice as long.
+    Hugging Face can be asked only with `hub`: a node pack that fetches a model in the middle of a
+    run is neither verified nor counted. PYTHONDONTWRITEBYTECODE is not passed on: without a
+    bytecode cache a start takes twice as long.
     """
     passed = {
         name: value
         for name, value in environment.items()
         if PASSED_ON.fullmatch(name) and not SECRET.search(name)
     }
-    return {**passed, "PYTHONUNBUFFERED": "1"}
+    return {**passed, **({} if hub else OFFLINE), "PYTHONUNBUFFERED": "1"}
 
 
 class Child:
@@ -273,7 +279,9 @@ class ComfyProcess:
             self._prepare_folders()
             self.port = free_port()
             self._child = Child(
-                self._command(), self.config.comfyui, child_environment(self._environment)
+                self._command(),
+                self.config.comfyui,
+                child_environment(self._environment, hub=self.config.hub_at_run_time),
             )
         except OSError as err:
             raise StartFailed(f"ComfyUI could not be started: {err}") from err

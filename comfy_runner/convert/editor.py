@@ -9,6 +9,7 @@ from comfy_runner.convert import everywhere, packs, ui
 from comfy_runner.convert.app_mode import read_choice
 from comfy_runner.convert.groups import unpack
 from comfy_runner.convert.ids import renumber
+from comfy_runner.convert.models import ModelHint, model_hints
 from comfy_runner.convert.names import Names
 from comfy_runner.convert.network import build
 from comfy_runner.convert.primitives import push
@@ -38,6 +39,8 @@ class Conversion:
     """What the author chose to show, in the author's order."""
     outputs: tuple[str, ...] = ()
     """Ids of the nodes whose results the author chose; empty for all."""
+    models: tuple[ModelHint, ...] = ()
+    """Where the file says that its models come from, by the ids of the workflow's nodes."""
 
 
 def convert(
@@ -88,4 +91,5 @@ def convert(
         tuple(writing.problems),
         choice.exposed,
         choice.outputs,
+        model_hints(document, root),
     )

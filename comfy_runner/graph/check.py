@@ -1,5 +1,6 @@
 """Whether a graph can run: every problem that ComfyUI would find, and those that break it."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,9 @@ SHOWN_CHOICES = 12
 
 SHOWN_CHARACTERS = 80
 """How much of a value an error shows."""
+
+URL = re.compile(r"(\w://)(?:[^\s/?#]*@)?([^\s?#]*)(?:[?#][^\s'\"]*)?")
+"""Any URL in a text; user, password, query and fragment may be secret, the groups are not."""
 
 
 def output_nodes(workflow: Workflow, catalog: NodeCatalog) -> tuple[str, ...]:
@@ -196,8 +200,8 @@ def choices_hint(value: Any, choices: tuple[Any, ...]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value for a message: quoted and cut where it is long."""
-    text = repr(value)
+    """A value for a message: quoted, cut where it is long, URLs in it without their secrets."""
+    text = URL.sub(r"\1\2", repr(value))
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 

@@ -17,15 +17,9 @@ from comfy_runner.graph.document import RUN_MARK
 from comfy_runner.graph.inputs import Binding
 from comfy_runner.graph.nodes import InputSpec, ModelFolder, NodeCatalog, did_you_mean
 from comfy_runner.graph.workflow import Node, Workflow
-from comfy_runner.weights.manifest import (
-    Found,
-    Listing,
-    Manifest,
-    Missing,
-    OnDisk,
-    Reference,
-    vae_approx_names,
-)
+from comfy_runner.runs.models import Models
+from comfy_runner.weights.manifest import Manifest, hints_by_name
+from comfy_runner.weights.references import AskedWeight, put
 from comfy_runner.weights.weight import Weight
 
 SHOWN_FILES = 12
@@ -61,7 +55,9 @@ class Plan:
     chosen: frozenset[str]
     """Those of them that the workflow's author chose, whose previews are results too."""
     weights: tuple[Weight, ...]
-    """Weights to fetch first."""
+    """Weights of the manifest to fetch first."""
+    asked: tuple[AskedWeight, ...]
+    """Models to fetch first from addresses that the request or the workflow gives."""
     present: tuple[str, ...]
     """Models that are on disk already, as `folder/name`."""
     files: tuple[FileNeed, ...]
@@ -84,23 +80,31 @@ class Plan:
                 for b in self.bindings
             ],
             "files": [need.as_json() for need in self.files],
-            "fetch": [
-                {"folder": w.folders[0], "name": w.name, "size": w.size} for w in self.weights
-            ],
+            "fetch": [weight.as_json() for weight in self.weights],
+            "asked": [asked.as_json() for asked in self.asked],
             "present": list(self.present),
             "seeds": dict(self.seeds),
             "notes": list(self.notes),
         }
 
     def to_submit(
-        self, run_id: str, staged: Mapping[tuple[str, str], str], *, all_again: bool = False
+        self,
+        run_id: str,
+        staged: Mapping[tuple[str, str], str],
+        *,
+        weights: Mapping[tuple[str, str], str] | None = None,
+        all_again: bool = False,
     ) -> Workflow:
         """The graph to post: files under their staged names, output nodes marked for this run.
 
         The mark makes a node run again whatever is cached; with `all_again` every node has one.
-        `staged` is (node id, input) to the name in ComfyUI's input folder, for all of `files`.
+        `staged` is (node id, input) to the name in ComfyUI's input folder, for all of `files`;
+        `weights` is (node id, input) to the name in the model folder, for all of `asked`.
         """
         workflow = self.workflow
+        for asked in self.asked:
+            name = (weights or {})[asked.node_id, asked.input]
+            workflow = put(workflow, asked.reference, name)
         for (node_id, name), value in staged.items():
             workflow = workflow.replace_inputs(node_id, {name: value})
         for node_id in self.workflow.nodes if all_again else self.outputs:
@@ -162,7 +166,15 @@ def prepare(
         for problem in check(workflow, catalog)
     ]
     bad_graph += lacking.values()
-    models = _Models(workflow, catalog, manifest, listing)
+    refused = {(p.node_id, p.input) for p in bad_graph if p.code == "not_in_list"}
+    hints = hints_by_name(conversion.models)
+    models = Models(workflow, catalog, manifest, listing, hints=hints, refused=refused)
+    # What a combo offers may change with the disk even where its folder is not known.
+    bad_graph = [
+        problem
+        for problem in bad_graph
+        if problem.code != "not_in_list" or (problem.node_id, problem.input) not in models.settled
+    ]
     needs, bad_files = _file_needs(workflow, catalog, files)
     _raise_all(bad_values, bad_graph, models.problems, bad_files)
     return Plan(
@@ -171,7 +183,8 @@ def prepare(
             key for key in output_nodes(workflow, catalog) if not chosen or key in chosen
         ),
         chosen=chosen,
-        weights=tuple(models.missing),
+        weights=tuple(models.missing.values()),
+        asked=tuple(models.asked),
         present=tuple(models.present),
         files=tuple(needs),
         bindings=bound.bindings,
@@ -181,6 +194,44 @@ def prepare(
         },
         notes=(*conversion.notes, *models.notes),
     )
+
+
+def needed_models(
+    document: str | bytes | Mapping[str, Any],
+    *,
+    catalog: NodeCatalog,
+    manifest: Manifest,
+    on_disk: Callable[[str, ModelFolder | None], Collection[str]],
+    all_outputs: bool = False,
+) -> Models:
+    """The models that a workflow needs as it stands, whatever else may be wrong with it.
+
+    What nodes of classes that the catalog does not have need is not known: a note names each such
+    class. See `prepare`.
+
+    Raises: `InvalidWorkflow` where the document is no workflow, `UnknownModel`.
+    """
+
+    @functools.cache
+    def listing(folder: str) -> Collection[str]:
+        return on_disk(folder, catalog.model_folder(folder))
+
+    conversion = read_workflow(document, catalog)
+    workflow = conversion.workflow
+    chosen = frozenset[str]() if all_outputs else frozenset(conversion.outputs)
+    workflow = workflow.only(workflow.upstream(chosen) if chosen else needed(workflow, catalog))
+    hints = hints_by_name(conversion.models)
+    models = Models(workflow, catalog, manifest, listing, hints=hints)
+    if models.problems:
+        raise UnknownModel(models.problems)
+    classes = {node.class_type: node.id for node in workflow.nodes.values()}
+    models.notes += [
+        f"The class {class_type} of node {node_id} is not known here, so the models that such nodes"
+        " load may be missing. `comfy-runner check --refresh` asks ComfyUI for its classes."
+        for class_type, node_id in classes.items()
+        if catalog.get(class_type) is None
+    ]
+    return models
 
 
 def _raise_all(
@@ -198,62 +249,6 @@ def _raise_all(
     elif len(bad_models) == len(problems):
         kind = UnknownModel
     raise kind(problems)
-
-
-class _Models:
-    """The models that a workflow needs: what is there, what is to be fetched, what is unknown."""
-
-    def __init__(
-        self, workflow: Workflow, catalog: NodeCatalog, manifest: Manifest, on_disk: Listing
-    ) -> None:
-        self.workflow = workflow
-        self.missing: dict[Weight, None] = {}
-        self.present: dict[str, None] = {}
-        self.notes: list[str] = []
-        self.problems: list[Problem] = []
-        self._manifest = manifest
-        self._on_disk = on_disk
-        for node, spec, name in _literals(workflow, catalog):
-            if spec.folder is not None and name not in (spec.choices or ()):
-                self._refer(node, spec, spec.folder, name)
-        for node in workflow.nodes.values():
-            for weight in manifest.implied(node.class_type, node.inputs):
-                self._need(weight)
-
-    def _refer(self, node: Node, spec: InputSpec, folder: str, name: str) -> None:
-        """Find the model that one input names, and note what has to be done for it."""
-        if self._stands_for_others(node, spec, name):
-            return
-        reference = Reference(node.id, node.label, node.class_type, spec.name, folder, name)
-        match self._manifest.resolve(reference, self._on_disk):
-            case OnDisk(found):
-                self.present[f"{folder}/{found}"] = None
-                self._rename(reference, found)
-            case Found(weight, rewritten_to):
-                self._need(weight)
-                self._rename(reference, rewritten_to or name)
-            case Missing(problem):
-                self.problems.append(problem)
-
-    def _stands_for_others(self, node: Node, spec: InputSpec, name: str) -> bool:
-        """Whether the name is no file but means others, as VAELoader's `taef1` means two."""
-        return bool(self._manifest.implied(node.class_type, {spec.name: name})) or (
-            node.class_type == "VAELoader" and name in vae_approx_names(self._on_disk("vae_approx"))
-        )
-
-    def _need(self, weight: Weight) -> None:
-        if all(weight.name in self._on_disk(folder) for folder in weight.folders):
-            self.present[weight.label] = None
-        else:
-            self.missing[weight] = None
-
-    def _rename(self, reference: Reference, name: str) -> None:
-        if name != reference.name:
-            self.workflow = self.workflow.replace_inputs(reference.node_id, {reference.input: name})
-            self.notes.append(
-                f"Node {reference.node_id} ({reference.title}) names the model"
-                f" {reference.name!r}, which is {name!r} here."
-            )
 
 
 def _literals(workflow: Workflow, catalog: NodeCatalog) -> Iterator[tuple[Node, InputSpec, str]]:

@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -36,7 +36,8 @@ from comfy_runner.runs.media import OutputFormat
 from comfy_runner.runs.plan import Plan, prepare
 from comfy_runner.runs.results import Output, Results
 from comfy_runner.weights.manifest import Manifest
-from comfy_runner.weights.store import Downloading, WeightStore
+from comfy_runner.weights.progress import Downloading
+from comfy_runner.weights.store import Addressed, Ensured, WeightStore
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,9 @@ SILENCE = 5.0
 OUTDATED = ("not_in_list", "unknown_class_type")
 """Problems that a saved catalog may be to blame for: a node pack lists what it finds on disk, or
 could not be loaded when the catalog was saved."""
+
+FREEING = 1.0
+"""Seconds that ComfyUI is given to drop its models."""
 
 CANCEL_GRACE = 5.0
 """Seconds that a cancelled node has to stop before the child is killed."""
@@ -101,6 +105,9 @@ class Finished:
     nodes_total: int
     nodes_cached: int
     outputs: int
+    fetched_files: int = 0
+    """Weights that were not here before."""
+    fetched_bytes: int = 0
 
 
 Update = Planned | Downloading | Progress | Output | Finished
@@ -138,6 +145,8 @@ class Run:
         self._cancelled = Event()
         self._execution: Execution | None = None
         self._accepted = False
+        self._pins = contextlib.ExitStack()
+        """Keeps the weights of this run on disk."""
 
     def updates(self) -> Iterator[Update]:
         """Do it all; see `Runner.run`."""
@@ -147,10 +156,10 @@ class Run:
         plan = self._prepare(laid.keys())
         yield Planned(self.id, plan)
         planned = time.monotonic()
-        yield from self._fetch(plan)
+        ensured, names = yield from self._fetch(plan)
         staged = self._stage(plan, laid)
         fetched = time.monotonic()
-        workflow = plan.to_submit(self.id, staged, all_again=request.reset_cache)
+        workflow = plan.to_submit(self.id, staged, weights=names, all_again=request.reset_cache)
         execution = Execution(self.id, workflow)
         results = Results(
             machine.results / self.id,
@@ -174,7 +183,14 @@ class Run:
             "fetch": fetched - planned,
             "run": time.monotonic() - fetched,
         }
-        yield Finished(seconds, len(workflow.nodes), execution.cached_count, results.count)
+        yield Finished(
+            seconds,
+            len(workflow.nodes),
+            execution.cached_count,
+            results.count,
+            ensured.files,
+            ensured.size,
+        )
 
     def end(self) -> bool:
         """Leave nothing running and nothing behind but the results.
@@ -182,6 +198,7 @@ class Run:
         Returns whether ComfyUI is free again; if not, it has to be killed.
         """
         self._cancelled.set()
+        self._pins.close()
         machine, execution = self._machine, self._execution
         free = True
         if execution is not None and machine.process.alive:
@@ -220,12 +237,48 @@ class Run:
                 raise
         return ask(catalog=machine.refresh())
 
-    def _fetch(self, plan: Plan) -> Iterator[Downloading]:
-        for update in self._machine.store.ensure(
-            plan.weights, credentials=self._request.credentials, cancelled=self._cancelled
-        ):
-            self._check_deadline("while weights were fetched")
-            yield update
+    def _fetch(
+        self, plan: Plan
+    ) -> Generator[Downloading, None, tuple[Ensured, Mapping[tuple[str, str], str]]]:
+        """Have all weights in place until the run's end.
+
+        Returns what was done for it, and the name for each (node id, input) with an address.
+        """
+        machine = self._machine
+        wanted = {
+            (asked.node_id, asked.input): Addressed(asked.address, asked.folder, asked.sha256)
+            for asked in plan.asked
+        }
+        self._pins.enter_context(machine.store.in_use(plan.present))
+        fetching = machine.store.ensure(
+            plan.weights,
+            wanted.values(),
+            credentials=self._request.credentials,
+            cancelled=self._cancelled,
+            release=self._release,
+            pins=self._pins,
+        )
+        with contextlib.closing(fetching):
+            while True:
+                try:
+                    update = next(fetching)
+                except StopIteration as end:
+                    ensured: Ensured = end.value
+                    break
+                self._check_deadline("while weights were fetched")
+                yield update
+        for note in ensured.notes:
+            log.info("%s", note)
+        return ensured, {place: ensured.names[weight] for place, weight in wanted.items()}
+
+    def _release(self) -> None:
+        """Have ComfyUI close the weights that it holds: an open file frees nothing."""
+        try:
+            self._machine.client.free()
+        except (MachineError, Disconnected) as err:
+            log.warning("ComfyUI cannot be asked to free its models: %s", err)
+        else:
+            self._cancelled.wait(FREEING)  # nothing tells when it has done so
 
     def _stage(self, plan: Plan, laid: Mapping[str, Path]) -> Mapping[tuple[str, str], str]:
         """Put the files in place, within the deadline even where a server keeps silent."""

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from comfy_runner.runs.files import GivenFile, numbered
 from comfy_runner.runs.media import OutputFormat
 from comfy_runner.runs.results import Output
 from comfy_runner.runs.run import Finished, Planned, Request, Update
-from comfy_runner.weights.store import Downloading
+from comfy_runner.weights.progress import Downloading, Overall
 
 TOKEN_HOSTS = {"hf_token": "huggingface.co", "civitai_token": "civitai.com"}
 """Secret input to the one host that it is sent to."""
@@ -34,7 +35,10 @@ EXACT_INTEGER = 2**53
 """Integers up to here survive every JSON reader; larger seeds are told as text in metrics."""
 
 LINE_EVERY = 0.5
-"""Least seconds between two log lines about the same node or file."""
+"""Least seconds between two log lines about the same node."""
+
+FETCH_LINE_EVERY = 2.0
+"""Least seconds between two log lines about downloads, but for each file's first and last."""
 
 
 def request(
@@ -93,15 +97,29 @@ def request(
 class Narrator:
     """Tells a run's updates: as metrics, and as log lines, no more than a person can use."""
 
-    def __init__(self, record_metric: Callable[[str, Any], None]) -> None:
-        """`record_metric` is that of Cog's `BaseRunner`: name and value."""
+    def __init__(
+        self,
+        record_metric: Callable[[str, Any], None],
+        *,
+        fetch_line_every: float = FETCH_LINE_EVERY,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`record_metric` is that of Cog's `BaseRunner`: name and value. `clock` gives seconds."""
         self._record_metric = record_metric
-        self._told: dict[tuple[str, str], tuple[float, str]] = {}
+        self._fetch_line_every = fetch_line_every
+        self._clock = clock
+        self._nodes: dict[str, tuple[float, str]] = {}
+        # File to whether its last line is told, in the order of their lines.
+        self._fetched: dict[str, bool] = {}
+        self._fetch_line = -math.inf
 
     def tell(self, update: Update) -> None:
         """Print and record what there is to say about one update; often nothing."""
-        for line in self.lines(update):
+        lines = list(self.lines(update))
+        for line in lines:
             print(line, flush=True)
+        if isinstance(update, Downloading) and not lines:
+            return  # the files of a run may tell forty states a second
         for name, value in metrics(update).items():
             self._record_metric(name, value)
 
@@ -112,14 +130,12 @@ class Narrator:
                 yield f"Run {run_id}: {len(plan.workflow.nodes)} nodes."
                 yield from plan.notes
                 yield from (f"Seed {address} = {value}" for address, value in plan.seeds.items())
-            case Downloading(name, done, total):
-                line = f"Fetching {name}: {_megabytes(done)}"
-                line += f" of {_megabytes(total)}" if total else ""
-                if self._is_due(("weight", name), line, last=done == total):
-                    yield line
+            case Downloading():
+                if self._is_fetch_due(update):
+                    yield f"Fetching {update.name}: {update}"
             case Progress(node_id=node_id, step=step, steps=steps):
                 line = _progress_line(update)
-                if self._is_due(("node", node_id), line, last=step == steps):
+                if self._is_due(node_id, line, last=step == steps):
                     yield line
             case Output(path, node_id, title):
                 yield f"Made {path.name} (node {node_id}, {title})"
@@ -133,13 +149,30 @@ class Narrator:
                     f" ({phases})."
                 )
 
-    def _is_due(self, subject: tuple[str, str], line: str, *, last: bool) -> bool:
-        """Whether to print a line: the subject's first and last, others seldom, none twice."""
-        now = time.monotonic()
-        when, told = self._told.get(subject, (-math.inf, ""))
+    def _is_due(self, node_id: str, line: str, *, last: bool) -> bool:
+        """Whether to print a line: the node's first and last, others seldom, none twice."""
+        now = self._clock()
+        when, told = self._nodes.get(node_id, (-math.inf, ""))
         if line == told or not (last or now - when >= LINE_EVERY):
             return False
-        self._told[subject] = (now, line)
+        self._nodes[node_id] = (now, line)
+        return True
+
+    def _is_fetch_due(self, update: Downloading) -> bool:
+        """Whether to print a line: each file's first and last, between them the files in turn."""
+        now = self._clock()
+        last = update.done == update.total
+        if update.name in self._fetched:
+            if last and self._fetched[update.name]:
+                return False  # it is being verified
+            turn = next((name for name, is_told in self._fetched.items() if not is_told), "")
+            # One that nothing is heard of has its turn taken.
+            pause = self._fetch_line_every + (0 if update.name == turn else LINE_EVERY)
+            if not last and now - self._fetch_line < pause:
+                return False
+            del self._fetched[update.name]
+        self._fetched[update.name] = last
+        self._fetch_line = now
         return True
 
 
@@ -152,10 +185,14 @@ def metrics(update: Update) -> Mapping[str, Any]:
             return {"run_id": run_id, **first, "seeds": seeds}
         case Progress(nodes_done=done, nodes_total=total):
             return {"progress": round(_fraction(update, done, total), 4)}
+        case Downloading(overall=Overall() as overall):
+            return _fetch_metrics(overall.done, overall.rate, overall.files_done)
         case Finished():
             seconds = {f"{name}_seconds": value for name, value in update.seconds.items()}
             counts = {"nodes": update.nodes_total, "nodes_cached": update.nodes_cached}
-            return {"progress": 1.0, "outputs": update.outputs, **counts, **seconds}
+            count, files = update.fetched_bytes, update.fetched_files
+            fetched = _fetch_metrics(count, count / update.seconds["fetch"] if count else 0, files)
+            return {"progress": 1.0, "outputs": update.outputs, **counts, **fetched, **seconds}
         case _:
             return {}
 
@@ -164,16 +201,22 @@ def show_log() -> None:
     """Print what the package and ComfyUI log, one line each, wherever `print` goes just then."""
     root = logging.getLogger()
     root.setLevel(logging.INFO)
-    root.addHandler(_Printing())
+    # Cog gives each prediction its own standard output, which `print` looks up each time.
+    root.addHandler(LogPrinter(partial(print, flush=True)))
     logging.getLogger("urllib3").setLevel(logging.WARNING)
 
 
-class _Printing(logging.Handler):
-    """Cog gives each prediction its own standard output, so the stream is looked up each time."""
+class LogPrinter(logging.Handler):
+    """What is logged, written as text, one record after the other."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        super().__init__()
+        self._write = write
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write the record."""
         try:
-            print(self.format(record), flush=True)
+            self._write(self.format(record))
         except (ValueError, OSError):  # a closed or narrow stream must not stop who logs
             self.handleError(record)
 
@@ -189,12 +232,13 @@ def _fraction(update: Progress, done: int, total: int) -> float:
     return min(1.0, (done + part) / total) if total else 0.0
 
 
+def _fetch_metrics(count: int, rate: float, files: int) -> Mapping[str, Any]:
+    """Bytes, bytes per second, files."""
+    return {"fetched_bytes": count, "fetch_rate": round(rate), "files_fetched": files}
+
+
 def _exact(value: int) -> int | str:
     return value if value <= EXACT_INTEGER else str(value)
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
 
 
 def _document(

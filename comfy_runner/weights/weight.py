@@ -1,8 +1,11 @@
 """One weight: a model file, its names, and the places that it can be fetched from."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from comfy_runner.fetch.urls import redacted, scheme
 
 LEGACY_FOLDERS: Mapping[str, str] = {"unet": "diffusion_models", "clip": "text_encoders"}
 """Old folder names that ComfyUI maps to new ones: `map_legacy` in folder_paths.py, 0.30.0."""
@@ -12,7 +15,7 @@ LEGACY_FOLDERS: Mapping[str, str] = {"unet": "diffusion_models", "clip": "text_e
 class Source:
     """One place that a weight can be fetched from."""
 
-    url: str
+    url: str = field(repr=False)
     """`https:`, `http:` or `file:` URL, or a path relative to the manifest's folder."""
     auth: Literal["none", "hf", "civitai", "bearer_env"] = "none"
     """Kind of token that the place wants."""
@@ -100,23 +103,44 @@ class Weight:
         return f"{self.folders[0]}/{self.name}"
 
     @property
-    def unsupported(self) -> tuple[str, str] | None:
-        """What keeps the weight from being fetched, and the cure; None when nothing does."""
-        if self.plain_urls:
-            return None
-        return (
-            f"the model {self.label} comes as an archive or a folder, which cannot be fetched yet.",
-            "Put it into the models folder by hand, or give a URL of the file itself.",
-        )
+    def described(self) -> str:
+        """Label and size, such as `loras/x.safetensors (1.3 GB)`."""
+        size = "size unknown" if self.size is None else human_size(self.size)
+        return f"{self.label} ({size})"
 
     @property
-    def plain_urls(self) -> tuple[str, ...]:
-        """The mirrors that lead to the file itself; empty when it cannot be fetched yet."""
-        if self.kind == "dir":
-            return ()
-        return tuple(source.url for source in self.urls if not source.extract)
+    def origin(self) -> str:
+        """The host of the best mirror; the path of a file on this machine."""
+        if not self.urls:
+            return ""
+        url = self.urls[0].url
+        if scheme(url) in ("http", "https"):
+            return urlsplit(url).hostname or ""
+        return redacted(url)
+
+    def as_json(self) -> dict[str, Any]:
+        """What somebody wants to know before it is fetched, as a JSON object; `size` in bytes."""
+        return {
+            "folder": self.folders[0],
+            "name": self.name,
+            "size": self.size,
+            "from": self.origin,
+            "license": self.license,
+            "gated": self.gated,
+            "non_commercial": self.non_commercial,
+        }
 
 
 def map_legacy(folder: str) -> str:
     """The folder's present name."""
     return LEGACY_FOLDERS.get(folder, folder)
+
+
+def human_size(size: int) -> str:
+    """Bytes as people read them: `512 B`, `1.3 MB`, `23.8 GB`."""
+    number = float(size)
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:  # noqa: PLR2004 - the step between units
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} GB"

@@ -22,6 +22,7 @@ from graphs import bundled, node, picture  # noqa: E402
 from comfy_runner.comfyui.client import ComfyClient  # noqa: E402
 from comfy_runner.comfyui.process import ComfyProcess  # noqa: E402
 from comfy_runner.config import Config  # noqa: E402
+from comfy_runner.fetch.urls import scheme  # noqa: E402
 from comfy_runner.weights.manifest import Manifest  # noqa: E402
 from comfy_runner.weights.store import WeightStore  # noqa: E402
 
@@ -70,7 +71,8 @@ def main() -> None:
             device="cpu",
         )
         manifest = Manifest.parse(config.manifest.read_bytes())
-        for _ in WeightStore(config.models, config.manifest.parent).ensure(manifest.weights):
+        bundled = [weight for weight in manifest.weights if not scheme(weight.urls[0].url)]
+        for _ in WeightStore(config).ensure(bundled):
             pass
         process = ComfyProcess(config, home / "run")
         process.start()

@@ -1,0 +1,1 @@
+"""How what is missing gets into place: found, fetched, judged, kept, named."""

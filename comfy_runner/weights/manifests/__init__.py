@@ -1,0 +1,1 @@
+"""The manifest as a file: read, written, locked, imported, exported, compared."""
