@@ -20,7 +20,7 @@ class Predictor(BaseRunner):
 
     def healthcheck(self) -> bool:
         """Whether predictions can be taken."""
-        return self.runner.health() != "broken"
+        return serving.is_healthy(self.runner)
 
     @cog.streaming
     def run(
@@ -72,6 +72,7 @@ class Predictor(BaseRunner):
         ),
         return_temp_files: bool = Input(description="Return temporary files too.", default=False),
         all_outputs: bool = Input(description="Return what its app hides, too.", default=False),
+        receipt: bool = Input(description="Return receipt.json as well.", default=False),
         force_reset_cache: bool = Input(description="Run cached nodes again.", default=False),
         timeout: float | None = Input(
             description="Seconds after which the run is stopped; blank for the server's limit.",
@@ -88,7 +89,7 @@ class Predictor(BaseRunner):
         ),
     ) -> Iterator[Path]:
         """Run the workflow and yield each result file the moment its node has made it."""
-        given = dict(locals(), max_bytes=self.runner.config.max_input_bytes)
+        given = dict(locals(), config=self.runner.config)
         del given["self"]
         narrator = serving.Narrator(self.record_metric)
         with closing(self.runner.run(serving.request(**given))) as updates:

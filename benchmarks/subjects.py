@@ -19,7 +19,7 @@ from comfy_runner.config import PROJECT, Config
 from comfy_runner.runner import Runner
 
 sys.path.append(str(PROJECT / "tests"))  # they start the real server in the same way
-from cog_server import CogServer
+from cog_server import CogServer, ServerFailed  # noqa: F401 - the soak has it from here
 
 POLL = 0.05
 """Seconds between two looks whether a server is ready; the same for all of them."""
@@ -68,6 +68,7 @@ class Flags:
         """Those of a started runner, as its ComfyUI reports them."""
         process = runner.process
         with local_session() as session:
+            session.headers["Authorization"] = f"Bearer {process.token}"
             stats = session.get(f"{process.base_url}/system_stats", timeout=END_TIMEOUT).json()
         _, *arguments = stats["system"]["argv"]
         if "--cpu" not in arguments:

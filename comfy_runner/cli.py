@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from comfy_runner import __version__
+from comfy_runner import __version__, replaying
 from comfy_runner.comfyui import install as installer
 from comfy_runner.comfyui import saved_catalog
 from comfy_runner.command_line import (
@@ -47,7 +47,7 @@ from comfy_runner.convert.editor import Conversion
 from comfy_runner.convert.formats import read_workflow
 from comfy_runner.converting import convert_all, to_json, write
 from comfy_runner.doctor import examine
-from comfy_runner.errors import CallerError, ComfyRunnerError, RunError
+from comfy_runner.errors import CallerError, ComfyRunnerError, MachineError, RunError
 from comfy_runner.graph import inputs as workflow_inputs
 from comfy_runner.graph.document import is_editor, load
 from comfy_runner.graph.nodes import NodeCatalog
@@ -57,9 +57,9 @@ from comfy_runner.manifest_commands import manifest_app
 from comfy_runner.runner import Runner
 from comfy_runner.runs.files import GivenFile, InputFolder, numbered
 from comfy_runner.runs.outputs import free_name
-from comfy_runner.runs.plan import Plan, prepare
+from comfy_runner.runs.plan import Plan, node_policy, prepare
 from comfy_runner.runs.results import Output
-from comfy_runner.runs.run import OUTDATED, Request
+from comfy_runner.runs.run import OUTDATED, Finished, Request
 from comfy_runner.serving import prediction as serving
 from comfy_runner.serving import schema
 from comfy_runner.weights.store import WeightStore, read_manifest
@@ -160,6 +160,7 @@ def run(
     previews: Annotated[bool, typer.Option("--previews", help="Temporary files too.")] = False,
     all_outputs: AllOutputsOption = False,
     timeout: Annotated[float | None, typer.Option(min=1, help="Seconds for the run.")] = None,
+    receipt: Annotated[bool, typer.Option("--receipt", help="A receipt.json, too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a workflow and put its results into a folder."""
@@ -179,6 +180,7 @@ def run(
         all_outputs=all_outputs,
         timeout=timeout,
         credentials=tokens(),
+        receipt=receipt,
     )
     summary: dict[str, Any] = {}
     made: list[str] = []
@@ -196,6 +198,52 @@ def run(
                         narration.result(made[-1])
     if as_json:
         print(json.dumps({**summary, "outputs": made}))
+
+
+@app.command()
+def replay(
+    receipt: Annotated[Path, typer.Argument(help="A receipt.json that a run has made.")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder in which the run's files are looked for; repeatable."),
+    ] = None,
+    value: ValueOption = None,
+    file: FileOption = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("output"),
+    timeout: Annotated[float | None, typer.Option(min=1, help="Seconds for the run.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Repeat a run from its receipt and tell what is different; exit code 1 for other results."""
+    config = Config.from_environment()
+    values, given = _request_values(value, file)
+    second = None
+    with errors_as_json(as_json), Narration() as narration:
+        first = replaying.read(receipt)
+        if replaying.is_edited(first):
+            errors.print("Note: the workflow in the receipt was changed since.")
+        request = replaying.request(
+            first,
+            files or (),
+            on_disk=WeightStore(config).listing,
+            values=values,
+            more_files=given,
+            credentials=tokens(),
+            timeout=timeout,
+        )
+        make_folder(out)
+        narration.boot()
+        with Runner(config) as runner, closing(runner.run(request)) as updates:
+            for update in updates:
+                narration.tell(update)
+                if isinstance(update, Output):
+                    _kept(update.path, out)
+                elif isinstance(update, Finished):
+                    second = update.receipt
+    if second is None:
+        raise MachineError("The run ended without a receipt.")
+    comparison = replaying.compare(first, second)
+    print(json.dumps(comparison.as_json()) if as_json else "\n".join(comparison.lines()))
+    sys.exit(comparison.exit_code)
 
 
 @app.command()
@@ -434,6 +482,7 @@ def _plan(config: Config, catalog: NodeCatalog, request: Request) -> Plan:
             seed=request.seed,
             now=datetime.now().astimezone(),
             all_outputs=request.all_outputs,
+            policy=node_policy(config),
         )
 
 

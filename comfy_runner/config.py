@@ -58,6 +58,27 @@ class Config:
     allow_pickles: bool = False
     """Whether a caller's URL may lead to a weight that is no safetensors or gguf file: loading one
     can run its code."""
+    private_addresses: bool = False
+    """Whether URLs of a request may lead to this machine and to private networks."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Patterns of the only hosts that URLs of a request may lead to, such as `*.hf.co`;
+    empty for all."""
+    max_child_memory: int | None = None
+    """Bytes that ComfyUI may hold between runs before it is started anew. None: 90 % of the memory
+    there is."""
+    max_restarts: int = 5
+    """How often in a row ComfyUI may have to be started again, without a run that succeeds, before
+    the health check fails."""
+    oom_retry: bool = True
+    """Whether a run that is out of GPU memory is tried once more in a way that needs less."""
+    allow_nodes: tuple[str, ...] = ()
+    """Node classes that a workflow may use although the policy of nodes refuses them."""
+    deny_nodes: tuple[str, ...] = ()
+    """Node classes that no workflow may use."""
+    only_nodes: tuple[str, ...] = ()
+    """The only node classes that a workflow may use; empty for all that are not refused."""
+    max_urls: int = 64
+    """Most URLs that one request may have fetched."""
     hub_at_run_time: bool = False
     """Whether node packs may ask Hugging Face for models while a workflow runs."""
     hf_endpoint: str = "https://huggingface.co"
@@ -138,9 +159,14 @@ class Config:
                     )
                 )
 
-        def flag(name: str) -> bool:
+        def names(name: str) -> tuple[str, ...]:
+            return tuple(part.strip() for part in given.get(name, "").split(",") if part.strip())
+
+        def flag(name: str, default: bool = False) -> bool:
             match given.get(name, "").lower():
-                case "" | "0" | "false" | "no" | "off":
+                case "":
+                    return default
+                case "0" | "false" | "no" | "off":
                     return False
                 case "1" | "true" | "yes" | "on":
                     return True
@@ -179,6 +205,15 @@ class Config:
             recheck_after=number("recheck_after", cls.recheck_after),
             pget=given.get("pget", cls.pget),
             allow_pickles=flag("allow_pickles"),
+            private_addresses=flag("private_addresses"),
+            allowed_hosts=tuple(given.get("allowed_hosts", "").lower().replace(",", " ").split()),
+            max_child_memory=int(number("max_child_memory", 0)) or None,
+            max_restarts=max(1, int(number("max_restarts", cls.max_restarts))),
+            oom_retry=flag("oom_retry", cls.oom_retry),
+            allow_nodes=names("allow_nodes"),
+            deny_nodes=names("deny_nodes"),
+            only_nodes=names("only_nodes"),
+            max_urls=int(number("max_urls", cls.max_urls)),
             hub_at_run_time=flag("hub_at_run_time"),
             hf_endpoint=address("hf_endpoint", environment.get("HF_ENDPOINT") or cls.hf_endpoint),
             civitai_endpoint=address("civitai_endpoint", cls.civitai_endpoint),

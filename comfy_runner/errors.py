@@ -93,6 +93,12 @@ class UnknownModel(CallerError):
     code = "unknown_model"
 
 
+class Refused(CallerError):
+    """The request asks for something that the policy of this machine does not allow."""
+
+    code = "refused"
+
+
 class RunError(ComfyRunnerError):
     """The workflow failed in a node."""
 
@@ -145,6 +151,11 @@ class StartFailed(MachineError):
     code = "start_failed"
 
 
+LONGEST_LINE = 500
+"""Characters of a printed line that an error repeats: a crash of Python lists all its modules in
+one."""
+
+
 class Crashed(MachineError):
     """The ComfyUI process ended while it was needed."""
 
@@ -157,7 +168,10 @@ class Crashed(MachineError):
         """The last lines that ComfyUI printed, oldest first."""
         super().__init__(
             f"ComfyUI ended {when} ({describe_exit(exit_code)})."
-            + ("".join(f"\n  | {line}" for line in self.log_tail) or " It printed nothing.")
+            + (
+                "".join(f"\n  | {line[:LONGEST_LINE]}" for line in self.log_tail)
+                or " It printed nothing."
+            )
         )
 
 

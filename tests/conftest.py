@@ -45,6 +45,7 @@ def comfy_config(comfyui_tree: Path, tmp_path_factory: pytest.TempPathFactory) -
         device="cpu",
         comfyui_args=(),
         boot_timeout=BOOT_TIMEOUT,
+        private_addresses=True,
     )
 
 
@@ -68,7 +69,7 @@ def comfy(runner: Runner) -> ComfyProcess:
 @pytest.fixture
 def client(comfy: ComfyProcess) -> Iterator[ComfyClient]:
     """A client of the shared ComfyUI."""
-    with ComfyClient(comfy.base_url) as client:
+    with ComfyClient(comfy.base_url, comfy.token) as client:
         yield client
 
 
@@ -79,7 +80,7 @@ def sacrificed_comfy(comfy: ComfyProcess) -> Iterator[ComfyProcess]:
     Each use may cost a boot. The address changes with a restart.
     """
     yield comfy
-    with ComfyClient(comfy.base_url) as client:
+    with ComfyClient(comfy.base_url, comfy.token) as client:
         healthy = comfy.alive and client.worker_alive()
     if not healthy:
         comfy.restart()

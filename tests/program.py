@@ -26,6 +26,7 @@ class Program:
             "COMFY_RUNNER_MODELS": str(config.models),
             "COMFY_RUNNER_CUSTOM_NODES": str(config.custom_nodes),
             "COMFY_RUNNER_DEVICE": "cpu",
+            "COMFY_RUNNER_PRIVATE_ADDRESSES": "1",
             "OMP_NUM_THREADS": "1",
             **more,
         }

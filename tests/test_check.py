@@ -111,7 +111,9 @@ def test_a_long_chain_is_walked_without_recursion() -> None:
         str(n): node("ImageInvert", image=[str(n - 1 if n > 10 else 1), 0]) for n in range(10, 5000)
     }
     document["2"]["inputs"]["images"] = ["4999", 0]
-    assert problems(document) == []
+    (problem,) = problems(document)
+    assert (problem.code, problem.node_id) == ("too_deep", "2")
+    assert "4992 nodes stand in one chain" in problem.what
 
 
 @pytest.mark.parametrize(

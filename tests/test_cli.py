@@ -30,7 +30,7 @@ PHOTO = HERE.parent / "examples" / "astronaut.png"
 @pytest.fixture
 def program(comfy_config: Config, runner: Runner, tmp_path: Path) -> Program:
     """The program, with the catalog of the shared ComfyUI saved in its home."""
-    with ComfyClient(runner.process.base_url) as client:
+    with ComfyClient(runner.process.base_url, runner.process.token) as client:
         save(comfy_config, client.catalog())
     return Program(comfy_config, tmp_path)
 

@@ -349,16 +349,17 @@ def test_message_that_is_no_json_is_the_machines_fault() -> None:
 def test_death_of_the_worker_is_seen_while_the_server_answers(
     sacrificed_comfy: ComfyProcess,
 ) -> None:
-    run_id = new_id()
-    with ComfyClient(sacrificed_comfy.base_url) as client, client.connect(run_id) as messages:
+    """Where a node pack took away the hook with which the process would end."""
+    comfy, run_id = sacrificed_comfy, new_id()
+    with ComfyClient(comfy.base_url, comfy.token) as client, client.connect(run_id) as messages:
         assert client.worker_alive()
-        client.submit({"1": node("TestKillWorker")}, run_id)
+        client.submit({"1": node("TestKillWorkerQuietly")}, run_id)
         received = iter(lambda: messages.receive(1), None)
         assert any(
             isinstance(message, dict) and message["type"] == "executing" for message in received
         )
         while client.worker_alive():
             messages.receive(0.1)
-        assert sacrificed_comfy.alive
+        assert comfy.alive
         assert client.queue()[0] == (run_id,)
         assert client.history(run_id) is None

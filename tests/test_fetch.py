@@ -486,6 +486,7 @@ def test_copies_local_files_only_where_that_is_allowed(
         ("data:image/png;base64,s3cret", "data:image/png"),
         ("http://[s3cret", "an unreadable address"),
         ("http://h/a\nb", "http://h/ab"),
+        ("https://me:12/SEC@RET@host/x?y", "https://host/x"),
     ],
 )
 def test_a_redacted_url_shows_no_secret(url: str, shown: str) -> None:

@@ -88,3 +88,12 @@ def test_names_are_safe_and_unique(parts: list[tuple[str, str, str]]) -> None:
     for name in names:
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)
         assert len(name) < 250
+
+
+def test_a_value_that_is_nested_too_deeply_is_told_as_such() -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    (value,) = values({"deep": [{"value": deep}]})
+    assert value.suffix == ".txt"
+    assert "too deeply" in value.text

@@ -31,6 +31,7 @@ def settings(home: Path) -> dict[str, str]:
         "COMFY_RUNNER_COMFYUI": str(Config.from_environment().comfyui),
         "COMFY_RUNNER_CUSTOM_NODES": str(HERE / "custom_nodes"),
         "COMFY_RUNNER_DEVICE": "cpu",
+        "COMFY_RUNNER_PRIVATE_ADDRESSES": "1",
         "OMP_NUM_THREADS": "1",
     }
 

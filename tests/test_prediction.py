@@ -17,7 +17,8 @@ from fakes.file_server import FileServer, running
 from graphs import bundled, catalog, picture
 from saved_files import png
 
-from comfy_runner.errors import CallerError, DownloadFailed, InvalidInput, InvalidWorkflow
+from comfy_runner.config import Config
+from comfy_runner.errors import CallerError, DownloadFailed, InvalidInput, InvalidWorkflow, Refused
 from comfy_runner.graph.document import MAX_DOCUMENT_BYTES, is_editor
 from comfy_runner.runs.events import Progress
 from comfy_runner.runs.files import GivenFile
@@ -79,10 +80,12 @@ def request(**given: Any) -> Request:
         "output_quality": 95,
         "return_temp_files": False,
         "all_outputs": False,
+        "receipt": False,
         "force_reset_cache": False,
         "timeout": None,
         "hf_token": None,
         "civitai_token": None,
+        "config": Config(private_addresses=True),
     }
     return prediction.request(**{**defaults, **given})
 
@@ -188,8 +191,17 @@ def test_a_workflow_that_is_too_big_is_refused(server: FileServer, temporary: Pa
         assert "has more than the 34 MB" in found.what
     saved = png({"prompt": DOCUMENT})
     url = server.serve("picture.png", saved)
-    found = problem(InvalidInput, workflow_json=url, max_bytes=len(saved) - 1)
+    small = Config(private_addresses=True, max_input_bytes=len(saved) - 1)
+    found = problem(InvalidInput, workflow_json=url, config=small)
     assert (found.code, found.input) == ("file_too_large", "workflow_json")
+
+
+def test_a_workflow_s_url_may_not_lead_to_this_machine(server: FileServer) -> None:
+    url = server.serve("picture.png", png({"prompt": DOCUMENT}))
+    for field in ("workflow_json", "inputs"):
+        found = problem(Refused, **{field: url}, config=Config())
+        assert (found.code, found.input) == ("refused_url", field)
+    assert server.asked == []
 
 
 @pytest.mark.parametrize("url", ["https://", "http://[::1", "data:application/json;base64,!!"])
@@ -312,8 +324,9 @@ def test_files_of_this_machine_are_refused(field: str, temporary: Path, tmp_path
     link, linked_folder = temporary / "link.json", temporary / "folder"
     link.symlink_to(outside)
     linked_folder.symlink_to(tmp_path)
-    inside = temporary / "real.json"
+    inside, stranger = temporary / "tmpabcdefghreal.json", temporary / "real.json"
     inside.write_text(DOCUMENT)
+    stranger.write_text(DOCUMENT)  # of another program
     link_inside = temporary / "inside.json"
     link_inside.symlink_to(inside)
     for path in (
@@ -322,6 +335,7 @@ def test_files_of_this_machine_are_refused(field: str, temporary: Path, tmp_path
         linked_folder / "secret.json",
         temporary / ".." / "secret.json",
         link_inside,
+        stranger,
         temporary,
         temporary / "gone.json",
         Path("/dev/null"),

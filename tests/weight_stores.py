@@ -33,7 +33,8 @@ def settings(models: Path, **more: Any) -> Config:
     """A store's settings: nothing but our own fetcher, and a disk that may be filled."""
     manifest = models.parent / "weights_manifest.json"
     return Config(
-        **{"models": models, "manifest": manifest, "disk_reserve": 0, "pget": "off", **more}
+        private_addresses=True,
+        **{"models": models, "manifest": manifest, "disk_reserve": 0, "pget": "off", **more},
     )
 
 

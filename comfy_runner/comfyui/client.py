@@ -83,9 +83,13 @@ class ComfyClient:
     and `MachineError` for an answer that ComfyUI is not known to give.
     """
 
-    def __init__(self, base_url: str) -> None:
-        """`base_url` is such as `http://127.0.0.1:8188`; nothing is sent yet."""
+    def __init__(self, base_url: str, token: str = "") -> None:
+        """`base_url` is such as `http://127.0.0.1:8188`; nothing is sent yet.
+
+        `token` is that of `ComfyProcess`, without which our ComfyUI answers nothing.
+        """
         self.base_url = base_url.rstrip("/")
+        self._authorization = {"Authorization": f"Bearer {token}"} if token else {}
         # A cancel must get through while ComfyUI keeps an answer back.
         self._session = interruptible_session(threading.Event())
         self._session.trust_env = False  # no proxy stands between us and our own child
@@ -134,6 +138,8 @@ class ComfyClient:
                 url.geturl(),
                 timeout=CONNECT_TIMEOUT,
                 socket=connection,
+                header=self._authorization,
+                suppress_origin=True,  # it is a browser's word for which page asks
                 skip_utf8_validation=True,
             )
         except (OSError, websocket.WebSocketException) as err:
@@ -202,6 +208,10 @@ class ComfyClient:
         """Let the server drop its models and cached results once the current run is over."""
         self._post("/free", {"unload_models": True, "free_memory": True})
 
+    def devices(self) -> tuple[Mapping[str, Any], ...]:
+        """What ComfyUI computes on: `name`, and in bytes `vram_total` and `vram_free`."""
+        return tuple(self._get("/system_stats")["devices"])
+
     def forget(self, run_id: str) -> None:
         """Delete the run from the history; an unknown one is no error."""
         self._post("/history", {"delete": [run_id]})
@@ -225,7 +235,7 @@ class ComfyClient:
                 method,
                 self.base_url + path,
                 data=None if body is None else json.dumps(body).encode(),
-                headers={"Content-Type": "application/json"},
+                headers={"Content-Type": "application/json", **self._authorization},
                 timeout=(CONNECT_TIMEOUT, timeout),
                 allow_redirects=False,
             )
@@ -239,7 +249,7 @@ def parsed(text: bytes) -> dict[str, Any]:
     """The JSON object in `text`. Raises: `MachineError`."""
     try:
         value = json.loads(text)
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise MachineError(f"ComfyUI sent something that is no JSON: {text[:100]!r}") from err
     if not isinstance(value, dict):
         raise MachineError(f"ComfyUI sent something that is no JSON object: {text[:100]!r}")

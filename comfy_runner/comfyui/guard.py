@@ -3,7 +3,9 @@
 Run as `python -I -S guard.py PROGRAM ARGUMENT...` with the reading end of a pipe as standard
 input. Nothing is ever written to that pipe: its end means that the starter closed it or died, even
 by SIGKILL. The program gets a process group of its own, default signal handlers, and `/dev/null` as
-standard input. The guard ends as the program did: with its exit code, or by the same signal.
+standard input. The guard ends as the program did: with its exit code, or by the same signal. It
+passes SIGUSR1 on, and tells in a last line how much memory the program held when somebody else has
+killed it.
 
 Only the standard library is used, so that the guard is there within milliseconds, and it has one
 thread, because Linux ties the parent-death signal to the thread that started the child.
@@ -31,6 +33,11 @@ DEFAULT_IN_CHILD = (
 )
 """Signals that may be ignored here, or already in our parent; exec would hand that on."""
 
+KILLED = "guard: killed; most memory held at once, in bytes: "
+"""Begins the line about a program that was killed."""
+
+MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, getrusage(2)
+
 
 def main(command: list[str]) -> NoReturn:
     """Run `command` and end as it did."""
@@ -42,6 +49,7 @@ def main(command: list[str]) -> NoReturn:
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     child = start(command)
+    signal.signal(signal.SIGUSR1, lambda *_: pass_on(child))
     end_like(watch(child, wake))
 
 
@@ -80,13 +88,21 @@ def watch(child: int, wake: int) -> int:
         ready = {descriptor for descriptor, _ in poll.poll()}
         if wake in ready:
             os.read(wake, 4096)
-        ended, status = os.waitpid(child, os.WNOHANG)
+        ended, status, usage = os.wait4(child, os.WNOHANG)
         if ended:
+            if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+                os.write(2, f"\n{KILLED}{usage.ru_maxrss * MAXRSS_UNIT}\n".encode())
             kill_group(child)
             return status
         if 0 in ready and not os.read(0, 4096):
             kill_group(child)
             return os.waitpid(child, 0)[1]
+
+
+def pass_on(child: int) -> None:
+    """SIGUSR1 for the child, whose handler prints what it is doing."""
+    with suppress(ProcessLookupError):
+        os.kill(child, signal.SIGUSR1)
 
 
 def kill_group(group: int) -> None:

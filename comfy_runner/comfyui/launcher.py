@@ -1,15 +1,17 @@
-"""Runs ComfyUI's own `main.py` in this process and adds two routes for the runner to its server.
+"""Runs ComfyUI's own `main.py` in this process, with two routes for the runner and a lock on all.
 
-Run as `python -P launcher.py TREE ARGUMENT...` in the folder TREE, in place of
-`python main.py ARGUMENT...`; `-P`, so that no module beside this one shadows another. The tree is
-used as it is. No module of ComfyUI, and not torch, is imported before `main.py` does it, because
-`main.py` first sets variables that torch reads; what this module needs of them it takes from
-`sys.modules` later. Facts about ComfyUI are those of 0.30.0.
+Run as `python -P launcher.py TREE DIGEST ARGUMENT...` in the folder TREE, in place of
+`python main.py ARGUMENT...`; `-P`, so that no module beside this one shadows another. DIGEST is
+that of the token which every request must carry, see `inside.lock`. The tree is used as it is. No
+module of ComfyUI, and not torch, is imported before `main.py` does it, because `main.py` first
+sets variables that torch reads; what this module needs of them it takes from `sys.modules` later.
+Facts about ComfyUI are those of 0.30.0.
 
-GET /comfy_runner/health    {"worker_alive": bool, "guard": process id of our parent}
+GET /comfy_runner/health    {"worker_alive": bool, "guard": process id of our parent, "pid": ours}
 GET /comfy_runner/catalog   see `catalog`
 """
 
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -31,11 +33,27 @@ from typing import Any
 log = logging.getLogger("comfy_runner")
 
 
-def main(tree: str, arguments: Sequence[str]) -> None:
+def main(tree: str, digest: str, arguments: Sequence[str]) -> None:
     """Run ComfyUI with the given arguments until it ends."""
+    inside = beside("inside")
+    inside.explain_on_request()
+    inside.end_with_worker()
+    packs = inside.PackTeller()
+    packs.start()
+
+    def when_loaded(server: ModuleType, app: Any) -> None:
+        packs.stop()
+        inside.lock(server, app, digest)
+
+    hooks: dict[str, Callable[[ModuleType], None]] = {
+        # The first module after the prestartup scripts: the rest of it is no pack's fault.
+        "comfy.memory_management": lambda _: packs.tell(""),
+        "server": functools.partial(extend_server, when_loaded=when_loaded),
+        "app.frontend_management": spare_browser_packages,
+    }
     main_program = str(Path(tree) / "main.py")
     sys.path.insert(0, tree)
-    sys.meta_path.insert(0, AfterImport(HOOKS))
+    sys.meta_path.insert(0, AfterImport(hooks))
     sys.argv = [main_program, *arguments]
     runpy.run_path(main_program, run_name="__main__")
 
@@ -78,8 +96,21 @@ class HookedLoader(importlib.abc.Loader):
         self.hook(module)
 
 
-def extend_server(server: ModuleType) -> None:
-    """Make ComfyUI's server module add our routes to its own."""
+def beside(name: str) -> Any:
+    """A module of this folder, under a name that neither ComfyUI nor a pack has."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"comfy_runner_{name}", path)
+    assert spec is not None and spec.loader is not None  # noqa: PT018, S101 (it ends with .py)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def extend_server(server: ModuleType, when_loaded: Callable[[ModuleType, Any], None]) -> None:
+    """Make ComfyUI's server module add our routes to its own.
+
+    `when_loaded` is called with the module and the application before any route is added.
+    """
     probe = Probe(sys.modules["folder_paths"])
     add_routes = server.PromptServer.add_routes
     web = server.web
@@ -87,10 +118,12 @@ def extend_server(server: ModuleType) -> None:
     def add_all_routes(self: Any) -> None:
         # main.py comes here when every node is loaded, but before it opens the port and starts
         # the worker: nothing else runs, so the probe disturbs nobody.
+        when_loaded(server, self.app)
         body = json.dumps(catalog(probe)).encode()
 
         async def health(_: Any) -> Any:
-            return web.json_response({"worker_alive": worker_alive(), "guard": os.getppid()})
+            told = {"worker_alive": worker_alive(), "guard": os.getppid(), "pid": os.getpid()}
+            return web.json_response(told)
 
         async def nodes_and_models(_: Any) -> Any:
             return web.Response(body=body, content_type="application/json")
@@ -106,10 +139,6 @@ def spare_browser_packages(management: ModuleType) -> None:
     """Keep ComfyUI from reporting the editor's example workflows as missing: nobody opens it."""
     if importlib.util.find_spec("comfyui_workflow_templates") is None:
         management.FrontendManager.legacy_templates_path = classmethod(lambda _: None)
-
-
-HOOKS = {"server": extend_server, "app.frontend_management": spare_browser_packages}
-"""Module of ComfyUI to what is done once it is loaded."""
 
 
 def worker_alive() -> bool:
@@ -319,4 +348,4 @@ class Probe:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

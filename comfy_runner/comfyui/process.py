@@ -4,41 +4,33 @@ import atexit
 import http.client
 import json
 import logging
+import math
 import os
 import re
-import select
+import secrets
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from comfy_runner.comfyui import memory
+from comfy_runner.comfyui.child import Child
 from comfy_runner.comfyui.device import choose_device
+from comfy_runner.comfyui.inside import digest
 from comfy_runner.config import Config
-from comfy_runner.errors import StartFailed, describe_exit
+from comfy_runner.errors import Crashed, StartFailed, describe_exit
 
 log = logging.getLogger(__name__)
-comfyui_log = logging.getLogger("comfyui")
 
 HERE = Path(__file__).resolve().parent
-KEPT_LINES = 200
-LONGEST_LINE = 64 * 1024  # bytes
 PORT_ATTEMPTS = 4
-END_TIMEOUT = 10.0  # seconds for a killed process to be gone
 
-LEVELS = {
-    "[DEBUG]": logging.DEBUG,
-    "[WARNING]": logging.WARNING,
-    "[ERROR]": logging.ERROR,
-    "[CRITICAL]": logging.CRITICAL,
-}
-"""How ComfyUI's log lines begin; INFO is what all others are passed on as."""
-
-ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+VRAM_MODES = ("--gpu-only", "--highvram", "--lowvram", "--novram")
+"""Arguments of ComfyUI that exclude each other (comfy/cli_args.py 0.30.0 vram_group)."""
 
 PASSED_ON = re.compile(
     "PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TEMP|TMP|LD_LIBRARY_PATH|LD_PRELOAD"
@@ -69,78 +61,6 @@ def child_environment(environment: Mapping[str, str], *, hub: bool = False) -> d
     return {**passed, **({} if hub else OFFLINE), "PYTHONUNBUFFERED": "1"}
 
 
-class Child:
-    """One started process with its guard; it ends at the latest when this program does."""
-
-    def __init__(self, command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> None:
-        """Start `command`. Raises: `OSError`."""
-        self.lines: deque[str] = deque(maxlen=KEPT_LINES)
-        self.popen = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-I", "-S", str(HERE / "guard.py"), *command],
-            cwd=cwd,
-            env=dict(environment),
-            stdin=subprocess.PIPE,  # never written to: that it ends is the message
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        # A daemon, because atexit functions run only after all other threads ended.
-        self.reader = threading.Thread(target=self._read, name="comfyui-log", daemon=True)
-        self.reader.start()
-
-    def end(self) -> None:
-        """Kill the process and its group, and wait for it; nothing happens the second time."""
-        if self.popen.stdin is not None:
-            self.popen.stdin.close()
-        try:
-            self.popen.wait(END_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            log.warning("ComfyUI is not gone %.0f s after it was killed", END_TIMEOUT)
-            self.popen.kill()
-            with suppress(subprocess.TimeoutExpired):
-                self.popen.wait(END_TIMEOUT)
-        self.finish_reading()
-
-    def finish_reading(self) -> None:
-        """Wait until the last line of an ended process is in `lines`."""
-        self.reader.join(END_TIMEOUT)
-        if self.popen.stdout is not None and not self.reader.is_alive():
-            self.popen.stdout.close()
-
-    def _read(self) -> None:
-        for raw in self._raw_lines():
-            # Of a progress bar that redraws itself, the last state counts.
-            text = raw.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
-            line = ANSI.sub("", text).rstrip()
-            if line:
-                self.lines.append(line)
-                level, _, _ = line.partition(" ")
-                comfyui_log.log(LEVELS.get(level, logging.INFO), "%s", line)
-
-    def _raw_lines(self) -> Iterator[bytes]:
-        assert self.popen.stdout is not None  # noqa: S101 (for mypy: it was asked for)
-        descriptor = self.popen.stdout.fileno()
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        rest = b""
-        while True:
-            # The pipe may outlive the process: something that left its group can hold it open.
-            ended = self.popen.poll() is not None
-            if not poll.poll(500):
-                if ended:
-                    break
-                continue
-            chunk = os.read(descriptor, LONGEST_LINE)
-            if not chunk:
-                break
-            *lines, rest = (rest + chunk).split(b"\n")
-            yield from lines
-            if len(rest) > LONGEST_LINE:
-                yield rest
-                rest = b""
-        yield rest
-
-
 class ComfyProcess:
     """ComfyUI in a folder of its own: started, waited for, watched and ended, from any thread."""
 
@@ -160,6 +80,14 @@ class ComfyProcess:
         self.port = 0
         self.device = ""
         """`cpu` or `cuda`; empty before the first start."""
+        self.low_memory = False
+        """Whether ComfyUI was started to use as little GPU memory as it can; slow."""
+        self.token = ""
+        """What every request must carry, a new one for each start; the child does not know it."""
+        self.comfyui_pid: int | None = None
+        """Process id of ComfyUI itself, once it has answered."""
+        self._kills = 0
+        """How often the kernel had run out of memory when ComfyUI was started."""
         self._environment = environment
         self._lock = threading.RLock()
         self._child: Child | None = None
@@ -182,10 +110,41 @@ class ComfyProcess:
         child = self._child
         return None if child is None else child.popen.poll()
 
+    @property
+    def pid(self) -> int | None:
+        """Process id of the guard, which has ComfyUI as its child; None before the first start."""
+        return None if self._child is None else self._child.popen.pid
+
     def tail(self, count: int = 20) -> tuple[str, ...]:
         """The last lines that ComfyUI printed, oldest first, at most 200; see `forget_lines`."""
         child = self._child
         return () if child is None else tuple(child.lines)[-count:]
+
+    def memory(self) -> int | None:
+        """Bytes of memory that ComfyUI holds now; None where that is not known."""
+        pid = self.comfyui_pid
+        return memory.held(pid) if pid is not None and self.alive else None
+
+    def crashed(self, when: str) -> Crashed:
+        """The error for a ComfyUI that ended `when` it was needed, such as "during the run".
+
+        With its very last lines, and what is known of the memory when it was killed.
+        """
+        child = self._child
+        if child is None:
+            return Crashed(None, (), when)
+        exit_code = child.popen.poll()
+        if exit_code is not None:
+            child.finish_reading()
+        return Crashed(exit_code, child.last_words(), when + self._killer(child, exit_code))
+
+    def stuck_at(self) -> tuple[str, ...]:
+        """The calls in which the running node is, innermost first; empty when there is none.
+
+        Takes up to 2 s, and works while a node keeps the interpreter to itself.
+        """
+        child = self._child
+        return child.stack("prompt_worker") if child is not None and self.alive else ()
 
     def forget_lines(self) -> None:
         """Let `tail` begin anew: what one caller's run printed is no business of the next's."""
@@ -203,8 +162,11 @@ class ComfyProcess:
             "device": self.device,
         }
 
-    def start(self) -> None:
+    def start(self, *, low_memory: bool = False) -> None:
         """Start the process, which then boots on its own; `wait_ready` follows it.
+
+        With `low_memory` it keeps no model and no result in memory that the next step can do
+        without.
 
         Raises: `StartFailed` when there is no ComfyUI, a folder cannot be written, or the process
         cannot be started. `RuntimeError` when it runs already.
@@ -219,17 +181,23 @@ class ComfyProcess:
             self.device, reason = choose_device(self.config, self._environment)
             log.info("ComfyUI computes on %s: %s", self.device, reason)
             self._wanted = True
+            self.low_memory = low_memory
             atexit.unregister(self.stop)
             atexit.register(self.stop)
             self._spawn()
 
-    def wait_ready(self, timeout: float) -> None:
-        """Return when ComfyUI answers and its worker runs; at most `timeout` seconds.
+    def wait_ready(
+        self, timeout: float, *, since: float | None = None, until: float = math.inf
+    ) -> bool:
+        """Return True when ComfyUI answers and its worker runs; at most `timeout` seconds.
+
+        They count `since` a moment of `time.monotonic`, `None` for now. False when it is not ready
+        by the moment `until`; it goes on starting.
 
         Raises: `StartFailed` with the last lines printed, at once when the process ends. Out of
         time, the process is killed.
         """
-        deadline = time.monotonic() + timeout
+        deadline = (time.monotonic() if since is None else since) + timeout
         attempt = 1
         while True:
             child = self._child
@@ -239,10 +207,15 @@ class ComfyProcess:
                 exit_code = child.popen.wait(0.05)
             except subprocess.TimeoutExpired:
                 if self._answers(child):
-                    return
-                if time.monotonic() > deadline:
+                    return True
+                now = time.monotonic()
+                if now > deadline:
+                    calls = child.stack("<module>") if self.alive else ()
                     self.stop()
-                    self._fail(child, f"ComfyUI did not answer within {timeout:.0f} s.")
+                    what = f"ComfyUI did not answer within {timeout:.0f} s."
+                    self._fail(child, what, calls)
+                if now > until:
+                    return False
                 continue
             child.finish_reading()
             with self._lock:
@@ -256,7 +229,8 @@ class ComfyProcess:
                     attempt += 1
                     self._spawn()
                     continue
-            self._fail(child, f"ComfyUI ended while it started ({describe_exit(exit_code)}).")
+            how = f"{self._killer(child, exit_code)} ({describe_exit(exit_code)})."
+            self._fail(child, f"ComfyUI ended while it started{how}")
 
     def stop(self) -> None:
         """Kill ComfyUI and everything it started; nothing happens when it does not run."""
@@ -266,11 +240,11 @@ class ComfyProcess:
                 self._child.end()
             atexit.unregister(self.stop)
 
-    def restart(self) -> None:
+    def restart(self, *, low_memory: bool = False) -> None:
         """`stop`, then `start` in the same folder: inputs and outputs stay, `temp` is emptied."""
         with self._lock:
             self.stop()
-            self.start()
+            self.start(low_memory=low_memory)
 
     def _spawn(self) -> None:
         if self._child is not None:
@@ -278,6 +252,9 @@ class ComfyProcess:
         try:
             self._prepare_folders()
             self.port = free_port()
+            self.token = secrets.token_urlsafe(32)
+            self.comfyui_pid = None
+            self._kills = memory.kills()
             self._child = Child(
                 self._command(),
                 self.config.comfyui,
@@ -301,35 +278,71 @@ class ComfyProcess:
         return self.folder / "model_paths.yaml"
 
     def _command(self) -> list[str]:
+        launcher = (str(HERE / "launcher.py"), str(self.config.comfyui), digest(self.token))
+        arguments = self.config.comfyui_args
+        device = ["--cpu"] if self.device == "cpu" else []
+        cache = "--cache-classic"
+        if self.low_memory:
+            # --lowvram does nothing where DynamicVRAM is on, which --novram switches off.
+            device = device or ["--novram"]
+            cache = "--cache-none"
+            arguments = tuple(name for name in arguments if name not in VRAM_MODES)
         return [
-            *(sys.executable, "-P", str(HERE / "launcher.py"), str(self.config.comfyui)),
-            *("--listen", "127.0.0.1", "--port", str(self.port)),
+            *(sys.executable, "-P", *launcher),
             *("--base-directory", str(self.folder)),
             *("--models-directory", str(self.config.models.absolute())),
             *("--extra-model-paths-config", str(self._paths_file)),
             *("--database-url", "sqlite:///:memory:"),
             *("--disable-api-nodes", "--disable-auto-launch"),
-            *("--cache-classic", "--preview-method", "none"),
-            *(["--cpu"] if self.device == "cpu" else []),
-            *self.config.comfyui_args,
+            *(cache, "--preview-method", "none"),
+            *device,
+            *arguments,
+            # The last ones count: nobody else is to be listened to.
+            *("--listen", "127.0.0.1", "--port", str(self.port)),
         ]
+
+    def answers(self) -> bool:
+        """Whether ComfyUI is ready now; asked over HTTP, for a second at most."""
+        child = self._child
+        return child is not None and self.alive and self._answers(child)
 
     def _answers(self, child: Child) -> bool:
         """Whether it is this child that answers on the port, and its worker runs."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1.0)
         try:
-            connection.request("GET", "/comfy_runner/health")
+            headers = {"Authorization": f"Bearer {self.token}"}
+            connection.request("GET", "/comfy_runner/health", headers=headers)
             health = json.loads(connection.getresponse().read())
         except (OSError, http.client.HTTPException, ValueError):
             return False
         finally:
             connection.close()
         # Another ComfyUI may have got the port: ours has the guard as its parent.
-        return bool(health == {"worker_alive": True, "guard": child.popen.pid})
+        match health:
+            case {"worker_alive": True, "guard": child.popen.pid}:
+                self.comfyui_pid = health.get("pid")
+                return True
+        return False
 
-    def _fail(self, child: Child, what: str) -> None:
-        lines = tuple(child.lines)[-20:]
-        raise StartFailed(what + ("".join(f"\n  | {line}" for line in lines) or " It was silent."))
+    def _killer(self, child: Child, exit_code: int | None) -> str:
+        """Who has killed the process and why, as far as that can be known; for a sentence."""
+        if exit_code != -signal.SIGKILL or child.most_memory is None:
+            return ""
+        who = "from outside, perhaps because memory ran out"
+        if memory.kills() > self._kills:
+            who = "by the system, which ran out of memory"
+        there_is = memory.available()
+        of = "" if there_is is None else f" of the {memory.figure(there_is)} that there are"
+        return f", killed {who}: it held up to {memory.figure(child.most_memory)}{of}"
+
+    def _fail(self, child: Child, what: str, calls: Sequence[str] = ()) -> None:
+        if child.loading:
+            what += f" It was loading the node pack {child.loading}."
+        text = "".join(f"\n  | {line}" for line in child.last_words()) or " It was silent."
+        if calls:
+            text += "\nIt was here, innermost call first:"
+            text += "".join(f"\n  | {call}" for call in calls)
+        raise StartFailed(what + text)
 
 
 def free_port() -> int:

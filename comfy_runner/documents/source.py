@@ -21,6 +21,7 @@ from comfy_runner.errors import (
     TimedOut,
 )
 from comfy_runner.fetch.download import Patience, fetch
+from comfy_runner.fetch.policy import OPEN, Policy
 from comfy_runner.fetch.transport import alarm
 from comfy_runner.fetch.urls import scheme
 from comfy_runner.graph.document import (
@@ -48,6 +49,7 @@ def read(
     timeout: float = TIMEOUT,
     max_bytes: int = Config.max_input_bytes,
     field: str = "",
+    policy: Policy = OPEN,
 ) -> Mapping[str, Any]:
     """The graph in a source: in API format, or the editor's (`document.is_editor`).
 
@@ -55,7 +57,7 @@ def read(
     JSON text, and never a path. The content is JSON as `document.load` takes it, or a file that
     ComfyUI saved: picture, video, recording, model. Where it has both formats, `prefer` chooses.
     `timeout` is in seconds and for a URL alone; `max_bytes` is for files, JSON has its own limit.
-    `field` names the request's field in messages.
+    `field` names the request's field in messages. `policy` says where a URL may lead.
 
     Raises: `InvalidWorkflow` for a content without a workflow, `InvalidInput` for a file or URL
     that cannot be used, `DownloadFailed`, `TimedOut`.
@@ -63,7 +65,7 @@ def read(
     try:
         match source:
             case str() if is_address(source):
-                with fetched(source, timeout=timeout, max_bytes=max_bytes) as path:
+                with fetched(source, timeout=timeout, max_bytes=max_bytes, policy=policy) as path:
                     return _of_path(path, prefer, max_bytes)
             case str():
                 return load(source, prefer)
@@ -83,7 +85,7 @@ def is_address(text: str) -> bool:
 
 
 @contextmanager
-def fetched(url: str, *, timeout: float, max_bytes: int) -> Iterator[Path]:
+def fetched(url: str, *, timeout: float, max_bytes: int, policy: Policy = OPEN) -> Iterator[Path]:
     """A file with what stands behind an http(s) URL or a data URI; the block's end removes it.
 
     Raises: `InvalidInput`, `DownloadFailed`, and `TimedOut` after so many seconds.
@@ -102,7 +104,7 @@ def fetched(url: str, *, timeout: float, max_bytes: int) -> Iterator[Path]:
                         target,
                         max_bytes=max_bytes,
                         cancelled=late,
-                        patience=Patience(retries=2),  # somebody waits for the answer
+                        patience=Patience(retries=2, policy=policy),  # somebody waits for it
                     )
             except Cancelled as err:
                 raise TimedOut(f"Nothing arrived from the URL within {timeout:g} s.") from err

@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, NoReturn, cast
 
+import zstandard
+
 from comfy_runner.errors import Cancelled, DownloadFailed
 from comfy_runner.fetch.packed import (
     BUFFER,
@@ -44,6 +46,7 @@ BROKEN_ARCHIVE = (
     zipfile.BadZipFile,
     tarfile.TarError,
     zlib.error,
+    zstandard.ZstdError,
     lzma.LZMAError,
     EOFError,
     RuntimeError,  # encrypted, or compressed in a way that Python does not know
@@ -57,7 +60,6 @@ ARCHIVE_FAULTS = frozenset(
 """Errors of the system that an archive brings about; others, such as a full disk, are ours."""
 
 UNREADABLE: Mapping[bytes, str] = {
-    b"\x28\xb5\x2f\xfd": "zstandard",
     b"7z\xbc\xaf\x27\x1c": "7z",
     b"Rar!\x1a\x07": "rar",
 }
@@ -97,7 +99,8 @@ def unpack(
     shown: str = "",
     cancelled: threading.Event | None = None,
 ) -> list[Path]:
-    """The files of a zip, or of a tar plain or in gzip, bzip2 or xz, in their order in it.
+    """The files of a zip, or of a tar plain or in gzip, bzip2, xz or zstandard, in
+    their order in it.
 
     They are written into `folder`, which should be empty: what stands there already is never
     overwritten. After a failure it holds a part of them, to be removed by the caller. Nothing of

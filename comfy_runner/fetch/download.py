@@ -26,6 +26,7 @@ from comfy_runner.fetch.answers import (
     signed_on,
     validator,
 )
+from comfy_runner.fetch.policy import OPEN, Policy
 from comfy_runner.fetch.staged import Expect, Progress, StagedFile
 from comfy_runner.fetch.transport import interruptible_session
 from comfy_runner.fetch.urls import EXTENSIONS, bad_url, clean_name, scheme
@@ -36,7 +37,7 @@ CHUNK = 256 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long a server may take and how often it is asked again."""
+    """How long a server may take, how often it is asked again, and where it may stand."""
 
     connect: float = 10.0
     """Seconds until a connection must stand."""
@@ -46,6 +47,8 @@ class Patience:
     """Attempts after the first that may fail in a row without a new byte."""
     backoff: float = 0.5
     """Seconds before the first retry; doubled each time, up to 15."""
+    policy: Policy = OPEN
+    """Where it may stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +148,7 @@ class _Download:
 
     def run(self) -> str:
         """Write the whole body to the part. Returns the file's name."""
-        with interruptible_session(self.cancelled) as session:
+        with interruptible_session(self.cancelled, self.patience.policy) as session:
             return persist(
                 lambda: self._attempt(session),
                 Attempts(self.patience.retries, self.patience.backoff),

@@ -29,6 +29,7 @@ from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 
 from comfy_runner.errors import Cancelled
+from comfy_runner.fetch.policy import OPEN, Policy
 from comfy_runner.fetch.transport import AGENT, TICK, Flag, interruptible_session
 
 MAX_HEAD = 64 * 1024
@@ -47,23 +48,27 @@ Receive = Callable[[memoryview], int]
 class Lines:
     """Connections to any hosts, kept alive. Threads may share them."""
 
-    def __init__(self, cancelled: Flag, *, connect: float, stall: float) -> None:
+    def __init__(
+        self, cancelled: Flag, *, connect: float, stall: float, policy: Policy = OPEN
+    ) -> None:
         """`connect` and `stall` are seconds, for connecting and for silence."""
         self._cancelled = cancelled
         self._connect = connect
         self._stall = stall
-        self._session = interruptible_session(cancelled)
+        self._policy = policy
+        self._session = interruptible_session(cancelled, policy)
         self._origins: dict[tuple[str, str], _Origin] = {}
         self._making = threading.Lock()
 
     def get(self, url: str, headers: Mapping[str, str]) -> "Stream":
         """The answer to one request; a redirect is not followed.
 
-        Raises: `Cancelled`, and what requests, urllib3, `http.client` and sockets raise; see
-        `answers.BROKEN` and `answers.MALFORMED`.
+        Raises: `Cancelled`, `Refused`, and what requests, urllib3, `http.client` and sockets raise;
+        see `answers.BROKEN` and `answers.MALFORMED`.
         """
         if PLAIN_URL.fullmatch(url) is None or "/." in url:
             url = requests.Request("GET", url).prepare().url or url
+        self._policy.check_url(url)
         parts = urlsplit(url)
         key = parts.scheme, parts.netloc
         if (origin := self._origins.get(key)) is None:

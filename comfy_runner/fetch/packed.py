@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, cast
 
+import zstandard
+
 MAX_TAR_HEADERS = 16 * 1024**2
 """Bytes that a tar may hold besides its files: names, folders, links, padding."""
 TAR_HEADER = 4096
@@ -24,6 +26,8 @@ ZIP_ENTRY = 64
 XZ_MEMORY = 100 * 1024**2
 """Most bytes of memory that an xz stream may want: `xz -9` takes 65 MiB, and it could ask for 4 GB.
 """
+ZSTD_WINDOW = 128 * 1024**2
+"""Most bytes of memory that a zstandard stream may want: `zstd --long` takes these."""
 BUFFER = 64 * 1024
 """Bytes that are read at once."""
 
@@ -60,10 +64,18 @@ def _xz() -> lzma.LZMADecompressor:
 
 
 Stream = IO[bytes] | gzip.GzipFile | Decompressed
+
+
+def _zstd(raw: IO[bytes]) -> Stream:
+    unpacker = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
+    return cast(IO[bytes], unpacker.stream_reader(raw, read_across_frames=True))
+
+
 COMPRESSIONS: Mapping[bytes, Callable[[IO[bytes]], Stream]] = {
     b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
     b"BZh": lambda raw: Decompressed(raw, bz2.BZ2Decompressor),
     b"\xfd7zXZ\x00": lambda raw: Decompressed(raw, _xz),
+    b"\x28\xb5\x2f\xfd": _zstd,
 }
 """First bytes of a compressed file to what reads it."""
 

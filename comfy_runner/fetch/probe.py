@@ -81,7 +81,14 @@ def probe(
 
     with ExitStack() as stack:
         using = lines or stack.enter_context(
-            closing(Lines(cancelled, connect=patience.connect, stall=patience.stall))
+            closing(
+                Lines(
+                    cancelled,
+                    connect=patience.connect,
+                    stall=patience.stall,
+                    policy=patience.policy,
+                )
+            )
         )
         found = persist(
             lambda: attempt({"Range": "bytes=0-0"}),

@@ -172,7 +172,12 @@ class _Crew:
     def _work(self) -> None:
         leave = Leave(self.jobs.halt)
         buffer = memoryview(bytearray(BUFFER))
-        lines = Lines(leave, connect=self.patience.connect, stall=self.patience.stall)
+        lines = Lines(
+            leave,
+            connect=self.patience.connect,
+            stall=self.patience.stall,
+            policy=self.patience.policy,
+        )
         came = [0]
         self.came.append(came)
         job = None
@@ -290,6 +295,9 @@ class _Crew:
             return
         except DownloadFailed as err:
             self.jobs.give_up(file, err)
+            return
+        except CallerError as err:  # the policy, once a name has changed its meaning
+            self.jobs.give_up(file, DownloadFailed(str(err)))
             return
         except BROKEN as err:
             why = reason(err, connect=self.patience.connect, stall=self.patience.stall)

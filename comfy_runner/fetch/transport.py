@@ -18,6 +18,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from comfy_runner.errors import Cancelled
+from comfy_runner.fetch.policy import OPEN, Policy
 
 TICK = 0.1
 """Longest wait, in seconds, between two looks at `cancelled`."""
@@ -44,12 +45,14 @@ def alarm(event: threading.Event, seconds: float) -> Iterator[None]:
         timer.join()
 
 
-def interruptible_session(cancelled: Flag) -> requests.Session:
+def interruptible_session(cancelled: Flag, policy: Policy = OPEN) -> requests.Session:
     """A session whose connecting and reading can be interrupted: they wait in slices of `TICK`.
 
     A thread that is blocked in the operating system notices neither `cancelled` nor an exception
     that another thread sends it (so Cog cancels a prediction) until the server sends something.
-    Only the look-up of a host's name cannot be interrupted.
+    Only the look-up of a host's name cannot be interrupted. `policy` says where it may lead: it is
+    asked for each URL, and again for the address that a connection is made to, so that a name
+    cannot mean one thing first and another then. Behind a proxy only URLs are judged.
     """
 
     class Sliced(socket.socket):
@@ -110,6 +113,10 @@ def interruptible_session(cancelled: Flag) -> requests.Session:
             gone = err if isinstance(err, socket.gaierror) else socket.gaierror(str(err))
             raise urllib3.exceptions.NameResolutionError(connection.host, connection, gone) from err
         for family, kind, protocol, _, address in places:
+            if connection.proxy is None:
+                policy.check_address(
+                    connection.host.strip("[]"), connection.port or 0, str(address[0])
+                )
             plain = Sliced(family, kind, protocol)
             try:
                 for option in connection.socket_options or ():
@@ -148,6 +155,10 @@ def interruptible_session(cancelled: Flag) -> requests.Session:
         def __init__(self, **tls: Any) -> None:
             self.tls = tls
             super().__init__()
+
+        def send(self, request: Any, *arguments: Any, **options: Any) -> Any:
+            policy.check_url(request.url)
+            return super().send(request, *arguments, **options)
 
         def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
             super().init_poolmanager(*arguments, **(options | self.tls))

@@ -63,6 +63,8 @@ def is_confidential(url: str) -> bool:
 
 def redacted(url: str) -> str:
     """The URL as it may be shown: without user, password, query, fragment and `data:` payload."""
+    # A password may hold a slash that should have been quoted, and readers then end the host there.
+    url = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#@]*:[^?#]*@", r"\1", url)
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port

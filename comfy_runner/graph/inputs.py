@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from comfy_runner.errors import InvalidInput, Problem
+from comfy_runner.graph.check import without_secrets
 from comfy_runner.graph.nodes import InputSpec, NodeCatalog, did_you_mean
 from comfy_runner.graph.values import Unfit, coerce
 from comfy_runner.graph.workflow import Link, Node, Workflow
@@ -159,7 +160,9 @@ def bind(
         # Another choice of a dynamic combo brings other inputs, which were not there to be found.
         waiting = {address: waiting[address] for address in lost} if more_inputs else {}
     problems += [replace(problem, input=address) for address, problem in lost.items()]
-    return Bound(workflow, tuple(bindings.values()), tuple(problems))
+    # Who mixes up name and value gives an address as the name, and it may hold a token.
+    shown = [replace(each, input=without_secrets(each.input)) for each in problems]
+    return Bound(workflow, tuple(bindings.values()), tuple(shown))
 
 
 def seeds(workflow: Workflow, catalog: NodeCatalog) -> dict[tuple[str, str], int]:

@@ -1,9 +1,10 @@
 """The state machine of one run: ComfyUI's messages in, what they mean out."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from comfy_runner.errors import Cancelled, ComfyRunnerError, MachineError, RunError
 from comfy_runner.graph.workflow import Workflow
@@ -136,7 +137,7 @@ class Execution:
 
     def _step(self, data: Mapping[str, Any]) -> Iterator[Event]:
         value, maximum = data.get("value"), data.get("max")
-        if isinstance(value, int | float) and isinstance(maximum, int | float):
+        if _is_number(value) and _is_number(maximum):
             yield self._progress(int(value), int(maximum))
 
     def _executed(self, data: Mapping[str, Any]) -> Iterator[Event]:
@@ -170,13 +171,14 @@ class Execution:
         node_id = str(data.get("node_id", ""))
         node = self._workflow.nodes.get(node_id)
         exception_type = str(data.get("exception_type", "Exception"))
+        message = str(data.get("exception_message", "")).strip() or "no message"
         self.failure = RunError(
             node_id,
             node.label if node else "",
             str(data.get("node_type") or (node.class_type if node else "")),
             exception_type,
-            str(data.get("exception_message", "")).strip() or "no message",
-            out_of_memory="OutOfMemory" in exception_type,
+            message,
+            out_of_memory=_is_out_of_memory(exception_type, message),
         )
 
     def _interrupt(self, data: Mapping[str, Any]) -> None:
@@ -213,3 +215,15 @@ class Execution:
         "execution_error": Move(NOT_ENDING, _error),
         "execution_interrupted": Move(NOT_ENDING, _interrupted),
     }
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether it can be a count of steps; node packs send NaN, which JSON should not have."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_out_of_memory(exception_type: str, message: str) -> bool:
+    """As ComfyUI 0.30 judges it: `is_oom` in comfy/model_management.py."""
+    if "OutOfMemory" in exception_type:
+        return True
+    return exception_type.endswith("AcceleratorError") and "out of memory" in message.lower()

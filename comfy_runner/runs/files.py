@@ -11,17 +11,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from threading import Event
+from typing import BinaryIO
 
-from comfy_runner.errors import DownloadFailed, InvalidInput, MachineError, Problem
+from comfy_runner.errors import CallerError, DownloadFailed, InvalidInput, MachineError, Problem
 from comfy_runner.fetch.archives import BadArchive, encodable, unpack
 from comfy_runner.fetch.download import Patience, fetch
+from comfy_runner.fetch.policy import OPEN, Policy
 from comfy_runner.fetch.urls import clean_name
 from comfy_runner.runs.outputs import free_name
 from comfy_runner.runs.plan import FileNeed
 
 log = logging.getLogger(__name__)
 
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+PLAYLISTS = frozenset(
+    {".m3u8", ".m3u", ".pls", ".ffconcat", ".ffcat", ".mpd", ".ism", ".sdp", ".cue", ".asx"}
+)
+"""Endings of files that name other files."""
+PLAYLIST_STARTS = (b"#extm3u", b"ffconcat", b"[playlist]", b"<mpd", b"<asx", b"v=0\r", b"v=0\n")
+PLAYLIST_HEAD = 512
+"""Bytes in which such a start is looked for."""
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
 
 MAX_ARCHIVE_FILES = 2000
 """Most files that one archive may hold."""
@@ -47,10 +57,14 @@ class GivenFile:
 class InputFolder:
     """ComfyUI's input folder, filled for one run and emptied after it."""
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        """`max_bytes` is the most that one file, or one archive unpacked, may have."""
+    def __init__(self, folder: Path, max_bytes: int, policy: Policy = OPEN) -> None:
+        """`max_bytes` is the most that one file, or one archive unpacked, may have.
+
+        `policy` says where the URLs of a request may lead.
+        """
         self._folder = folder
         self._max_bytes = max_bytes
+        self._policy = policy
 
     def clear(self) -> None:
         """Take everything out again."""
@@ -114,10 +128,10 @@ class InputFolder:
                 max_bytes=self._max_bytes,
                 expect="media",
                 cancelled=cancelled,
-                patience=Patience(retries=2),  # somebody waits for the answer
+                patience=Patience(retries=2, policy=self._policy),  # somebody waits for it
             )
-        except InvalidInput as err:
-            raise InvalidInput(
+        except CallerError as err:
+            raise type(err)(
                 replace(problem, node_id=need.node_id, input=need.input) for problem in err.problems
             ) from err
         except DownloadFailed as err:
@@ -126,6 +140,7 @@ class InputFolder:
 
     def _by_content(self, file: Path, subfolder: str) -> str:
         with file.open("rb") as stream:
+            _refuse_playlist(file, stream)
             digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
         # Brackets would do harm: ComfyUI reads `x.png [output]` as a file of another folder.
         name = clean_name(f"{file.stem[:60]}-{digest}{file.suffix.lower()}")
@@ -167,6 +182,19 @@ class InputFolder:
         except BadArchive as err:
             raise _bad_file(err.code, file.name, err.what, err.hint) from err
         return {path.relative_to(self._folder).as_posix(): path for path in paths}
+
+
+def _refuse_playlist(file: Path, stream: BinaryIO) -> None:
+    """Raises: `InvalidInput` for a list of other files, which FFmpeg follows wherever they are."""
+    head = stream.read(PLAYLIST_HEAD).lstrip(b"\xef\xbb\xbf\r\n\t ").lower()
+    stream.seek(0)
+    if file.suffix.lower() in PLAYLISTS or head.startswith(PLAYLIST_STARTS):
+        raise _bad_file(
+            "playlist",
+            file.name,
+            "It is a list of other files, not a file with sound or pictures itself.",
+            "Send the sound or film itself.",
+        )
 
 
 def empty(folder: Path) -> None:

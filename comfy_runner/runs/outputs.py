@@ -14,6 +14,9 @@ LONGEST_PART = 60
 """Longest stretch of a title or file name, in characters, that goes into an output's name."""
 
 
+TOO_DEEP = "The node has reported a value that is nested too deeply to be written.\n"
+
+
 @dataclass(frozen=True, slots=True)
 class OutputFile:
     """A file that ComfyUI reports, by its own three coordinates."""
@@ -69,8 +72,12 @@ def values(output: Mapping[str, Any]) -> Iterator[OutputValue]:
         if isinstance(value, str):
             yield OutputValue(kind, value, ".txt")
         elif value is not None:
-            text = json.dumps(_finite(value), ensure_ascii=False, indent=2)
-            yield OutputValue(kind, f"{text}\n", ".json")
+            try:
+                text = json.dumps(_finite(value), ensure_ascii=False, indent=2)
+            except RecursionError:
+                yield OutputValue(kind, TOO_DEEP, ".txt")
+            else:
+                yield OutputValue(kind, f"{text}\n", ".json")
 
 
 def name_for(node: Node | None, node_id: str, made: str, taken: set[str]) -> str:

@@ -7,15 +7,25 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from comfy_runner.config import Config
 from comfy_runner.convert.editor import NO_TIME
 from comfy_runner.convert.formats import read_workflow
-from comfy_runner.errors import CallerError, InvalidInput, InvalidWorkflow, Problem, UnknownModel
+from comfy_runner.errors import (
+    CallerError,
+    InvalidInput,
+    InvalidWorkflow,
+    Problem,
+    Refused,
+    UnknownModel,
+)
 from comfy_runner.fetch.urls import redacted
 from comfy_runner.graph import inputs
 from comfy_runner.graph.check import check, needed, output_nodes, shown
 from comfy_runner.graph.document import RUN_MARK
 from comfy_runner.graph.inputs import Binding
 from comfy_runner.graph.nodes import InputSpec, ModelFolder, NodeCatalog, did_you_mean
+from comfy_runner.graph.policy import NodePolicy, load
+from comfy_runner.graph.policy import check as judge
 from comfy_runner.graph.workflow import Node, Workflow
 from comfy_runner.runs.models import Models
 from comfy_runner.weights.manifest import Manifest, hints_by_name
@@ -123,6 +133,7 @@ def prepare(
     seed: int | None = None,
     now: datetime = NO_TIME,
     all_outputs: bool = False,
+    policy: NodePolicy | None = None,
 ) -> Plan:
     """Work out a run from a document and a request; nothing is fetched, written or started.
 
@@ -130,10 +141,12 @@ def prepare(
     `inputs.bind`), `files` the names of the files that come with the request. With a `seed`, every
     seed that the request does not set is made from it, and so is what an editor's document leaves
     to chance. `now` is the local time, which such a document may ask for in file names. Where its
-    author chose outputs, only these run, unless `all_outputs` are wanted.
+    author chose outputs, only these run, unless `all_outputs` are wanted. `policy` says which nodes
+    may be used; all may without one.
 
-    Raises: `CallerError` with every problem found. It is `InvalidInput` when the fault is in the
-    request's values alone, `UnknownModel` when it is in models alone, else `InvalidWorkflow`.
+    Raises: `CallerError` with every problem found. It is `Refused` when the policy is against all,
+    `InvalidInput` when the fault is in the request's values alone, `UnknownModel` when it is in
+    models alone, else `InvalidWorkflow`.
     """
 
     @functools.cache
@@ -176,7 +189,8 @@ def prepare(
         if problem.code != "not_in_list" or (problem.node_id, problem.input) not in models.settled
     ]
     needs, bad_files = _file_needs(workflow, catalog, files)
-    _raise_all(bad_values, bad_graph, models.problems, bad_files)
+    refusals = judge(workflow, catalog, policy) if policy is not None else []
+    _raise_all(bad_values, bad_graph, models.problems, bad_files, refusals)
     return Plan(
         workflow=models.workflow,
         outputs=tuple(
@@ -234,17 +248,25 @@ def needed_models(
     return models
 
 
+def node_policy(config: Config) -> NodePolicy:
+    """Which nodes the settings let a workflow use."""
+    return load(config.allow_nodes, config.deny_nodes, config.only_nodes or None)
+
+
 def _raise_all(
     bad_values: Collection[Problem],
     bad_graph: Collection[Problem],
     bad_models: Collection[Problem],
     bad_files: Collection[Problem],
+    refusals: Collection[Problem],
 ) -> None:
-    problems = [*bad_values, *bad_graph, *bad_models, *bad_files]
+    problems = [*bad_values, *bad_graph, *bad_models, *bad_files, *refusals]
     if not problems:
         return
     kind: type[CallerError] = InvalidWorkflow
-    if not bad_graph and not bad_models:
+    if len(refusals) == len(problems):
+        kind = Refused
+    elif not bad_graph and not bad_models and not refusals:
         kind = InvalidInput
     elif len(bad_models) == len(problems):
         kind = UnknownModel

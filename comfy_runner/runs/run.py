@@ -28,12 +28,15 @@ from comfy_runner.errors import (
 from comfy_runner.fetch.transport import alarm
 from comfy_runner.graph.inputs import MAX_SEED
 from comfy_runner.graph.nodes import NodeCatalog
+from comfy_runner.graph.policy import NodePolicy
 from comfy_runner.graph.workflow import Workflow
 from comfy_runner.runs.events import Event as RunEvent
 from comfy_runner.runs.events import Execution, NodeOutput, Progress
 from comfy_runner.runs.files import GivenFile, InputFolder
 from comfy_runner.runs.media import OutputFormat
 from comfy_runner.runs.plan import Plan, prepare
+from comfy_runner.runs.receipt import Receipt, Surroundings
+from comfy_runner.runs.recording import Recorder
 from comfy_runner.runs.results import Output, Results
 from comfy_runner.weights.manifest import Manifest
 from comfy_runner.weights.progress import Downloading
@@ -84,6 +87,8 @@ class Request:
     """Seconds for the whole run; `None` for the setting `run_timeout`."""
     credentials: Mapping[str, str] = field(default_factory=dict)
     """Host name to the token that it, and nobody else, is sent."""
+    receipt: bool = False
+    """Whether the run's `receipt.json` is the last of its results."""
     started: float | None = None
     """Since when the `timeout` counts, by `time.monotonic`; `None` for the begin of the run."""
 
@@ -108,6 +113,8 @@ class Finished:
     fetched_files: int = 0
     """Weights that were not here before."""
     fetched_bytes: int = 0
+    receipt: Receipt | None = None
+    """Without what costs time, unless the request asked for it."""
 
 
 Update = Planned | Downloading | Progress | Output | Finished
@@ -127,10 +134,16 @@ class Machine:
     inputs: InputFolder
     results: Path
     """Folder for result files."""
+    policy: NodePolicy
+    """Which nodes a workflow may use."""
+    max_urls: int
+    """Most URLs that one request may have fetched."""
     run_timeout: float
     """Seconds for a run that sets no `timeout`."""
     stall_timeout: float
     """Seconds that a run may go without a sign of progress."""
+    around: Callable[[], Surroundings]
+    """Tells what is installed."""
 
 
 class Run:
@@ -145,21 +158,25 @@ class Run:
         self._cancelled = Event()
         self._execution: Execution | None = None
         self._accepted = False
+        self._recorder: Recorder | None = None
         self._pins = contextlib.ExitStack()
         """Keeps the weights of this run on disk."""
 
-    def updates(self) -> Iterator[Update]:
+    def updates(self) -> Generator[Update]:
         """Do it all; see `Runner.run`."""
         request, machine = self._request, self._machine
         _check(request)
         laid = machine.inputs.lay(request.files)
         plan = self._prepare(laid.keys())
+        self._check_urls(plan)
         yield Planned(self.id, plan)
+        self._recorder = recorder = self._record()
         planned = time.monotonic()
         ensured, names = yield from self._fetch(plan)
         staged = self._stage(plan, laid)
         fetched = time.monotonic()
         workflow = plan.to_submit(self.id, staged, weights=names, all_again=request.reset_cache)
+        recorder.planned(plan, workflow, machine.process.input, machine.store, fetched=ensured.size)
         execution = Execution(self.id, workflow)
         results = Results(
             machine.results / self.id,
@@ -174,15 +191,24 @@ class Run:
                 case Progress():
                     yield event
                 case NodeOutput(node_id, output):
-                    yield from results.take(node_id, output)
+                    for made in results.take(node_id, output):
+                        recorder.output(made.path, made.node_id)
+                        yield made
         if execution.failure is not None:
             raise execution.failure
-        yield from results.rest(plan.outputs)
+        for made in results.rest(plan.outputs):
+            recorder.output(made.path, made.node_id)
+            yield made
         seconds = {
             "prepare": planned - self._started,
             "fetch": fetched - planned,
             "run": time.monotonic() - fetched,
         }
+        receipt = recorder.finished(seconds)
+        if request.receipt:
+            path = machine.results / self.id / "receipt.json"
+            path.write_text(receipt.text())
+            yield Output(path, "", "Receipt")
         yield Finished(
             seconds,
             len(workflow.nodes),
@@ -190,6 +216,19 @@ class Run:
             results.count,
             ensured.files,
             ensured.size,
+            receipt,
+        )
+
+    def _record(self) -> Recorder:
+        request, machine = self._request, self._machine
+        names = ("output_format", "output_quality", "previews", "all_outputs")
+        return Recorder(
+            self.id,
+            machine.around() if request.receipt else Surroundings(),
+            secrets=tuple(request.credentials.values()),
+            options={name: getattr(request, name) for name in names},
+            guard=machine.process.pid,
+            whole=request.receipt,
         )
 
     def end(self) -> bool:
@@ -229,6 +268,7 @@ class Run:
             seed=seed,
             now=datetime.now().astimezone(),
             all_outputs=request.all_outputs,
+            policy=machine.policy,
         )
         try:
             return ask(catalog=machine.catalog)
@@ -236,6 +276,14 @@ class Run:
             if not any(problem.code in OUTDATED for problem in err.problems):
                 raise
         return ask(catalog=machine.refresh())
+
+    def _check_urls(self, plan: Plan) -> None:
+        """Raises: `InvalidInput` for a request that would have too much fetched."""
+        count = len(plan.asked) + sum(need.is_url for need in plan.files)
+        if count > self._machine.max_urls:
+            what = f"The request has {count} URLs fetched; {self._machine.max_urls} are allowed."
+            hint = "Send the files themselves, or have COMFY_RUNNER_MAX_URLS raised."
+            raise InvalidInput([Problem("too_many_urls", what, hint)])
 
     def _fetch(
         self, plan: Plan
@@ -318,7 +366,8 @@ class Run:
         try:
             self._machine.client.submit(workflow.to_json(), self.id)
         except CallerError:
-            self._execution = None  # refused, so there is nothing to cancel
+            # Also what is refused may run, as far as ComfyUI finds it right: `end` stops it.
+            self._accepted = True
             raise
         self._accepted = True
 
@@ -342,6 +391,8 @@ class Run:
             if self._is_ours(message):
                 heard = now
             if isinstance(message, Mapping):
+                if self._recorder is not None:
+                    self._recorder.event(message)
                 yield from execution.receive(message)
             if now - heard > self._machine.stall_timeout:
                 raise Stalled(
@@ -373,7 +424,7 @@ class Run:
         while time.monotonic() - since < limit:
             self._check_deadline("while it ran")
             if not process.alive:
-                raise Crashed(process.exit_code, process.tail(20), "during the run") from cause
+                raise process.crashed("during the run") from cause
             try:
                 return self._machine.client.connect(self.id)
             except Disconnected:
@@ -408,7 +459,8 @@ class Run:
             client.cancel(self.id)
             running, pending = client.queue()
             if self.id not in (*running, *pending) and now >= first:
-                return True
+                # Without its worker ComfyUI takes a waiting run back, and never runs another.
+                return client.worker_alive()
             ended.wait(TICK / 2)
         return False
 

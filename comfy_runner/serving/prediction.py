@@ -20,10 +20,13 @@ from comfy_runner.errors import (
     InvalidWorkflow,
     Problem,
 )
+from comfy_runner.fetch.policy import Policy
 from comfy_runner.graph.document import MAX_DOCUMENT_BYTES, Preference
+from comfy_runner.runner import Runner
 from comfy_runner.runs.events import Progress
 from comfy_runner.runs.files import GivenFile, numbered
 from comfy_runner.runs.media import OutputFormat
+from comfy_runner.runs.receipt import receipt_metrics
 from comfy_runner.runs.results import Output
 from comfy_runner.runs.run import Finished, Planned, Request, Update
 from comfy_runner.weights.progress import Downloading, Overall
@@ -41,6 +44,11 @@ FETCH_LINE_EVERY = 2.0
 """Least seconds between two log lines about downloads, but for each file's first and last."""
 
 
+DEFAULTS = Config()
+UPLOAD = re.compile(r"tmp[a-z0-9_]{8}")
+"""How the names begin that Cog gives to what it has fetched or decoded."""
+
+
 def request(
     *,
     workflow_json: str,
@@ -55,14 +63,15 @@ def request(
     output_quality: int,
     return_temp_files: bool,
     all_outputs: bool,
+    receipt: bool,
     force_reset_cache: bool,
     timeout: float | None,
-    max_bytes: int = Config.max_input_bytes,
+    config: Config = DEFAULTS,
     **tokens: Any,
 ) -> Request:
     """The request that a prediction's inputs make; `tokens` are `cog.Secret`, see `TOKEN_HOSTS`.
 
-    `max_bytes` is for the workflow's file, when it is no JSON.
+    `config` has the limits for what a request brings, and where its URLs may lead.
 
     Raises: `CallerError` for inputs that do not fit, `DownloadFailed` for a workflow's URL.
     """
@@ -74,8 +83,8 @@ def request(
         # replicate/cog-comfyui lays its one file as `input` with the file's own ending.
         files.insert(0, replace(file, alias=f"input{file.path.suffix.lower()}"))
     return Request(
-        document=_document(workflow_json, workflow_file, prefer, patience, max_bytes),
-        values=_values(inputs, patience),
+        document=_document(workflow_json, workflow_file, prefer, patience, config),
+        values=_values(inputs, patience, config),
         files=numbered(files),
         seed=seed,
         randomise_seeds=randomise_seeds,
@@ -83,6 +92,7 @@ def request(
         output_quality=output_quality,
         previews=return_temp_files,
         all_outputs=all_outputs,
+        receipt=receipt,
         reset_cache=force_reset_cache,
         timeout=timeout,
         started=started,
@@ -92,6 +102,21 @@ def request(
             if (token := _token(tokens.get(name), name))
         },
     )
+
+
+def printable(text: str) -> str:
+    """The text on one line of a log: half a letter and control characters, as titles have them,
+    in a form that can be printed."""
+    kept = text.encode(errors="replace").decode()
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in kept)
+
+
+def is_healthy(runner: Runner) -> bool:
+    """Whether predictions can be taken; if not, the log tells why."""
+    if runner.health() != "broken":
+        return True
+    print(f"Unhealthy: {runner.why}", flush=True)
+    return False
 
 
 class Narrator:
@@ -117,7 +142,7 @@ class Narrator:
         """Print and record what there is to say about one update; often nothing."""
         lines = list(self.lines(update))
         for line in lines:
-            print(line, flush=True)
+            print(printable(line), flush=True)
         if isinstance(update, Downloading) and not lines:
             return  # the files of a run may tell forty states a second
         for name, value in metrics(update).items():
@@ -192,7 +217,9 @@ def metrics(update: Update) -> Mapping[str, Any]:
             counts = {"nodes": update.nodes_total, "nodes_cached": update.nodes_cached}
             count, files = update.fetched_bytes, update.fetched_files
             fetched = _fetch_metrics(count, count / update.seconds["fetch"] if count else 0, files)
-            return {"progress": 1.0, "outputs": update.outputs, **counts, **fetched, **seconds}
+            receipt = receipt_metrics(update.receipt) if update.receipt else {}
+            told = {"outputs": update.outputs, **counts, **fetched, **seconds, **receipt}
+            return {"progress": 1.0, **told}
         case _:
             return {}
 
@@ -242,11 +269,16 @@ def _exact(value: int) -> int | str:
 
 
 def _document(
-    workflow_json: str, workflow_file: object, prefer: Preference, timeout: float, max_bytes: int
+    workflow_json: str, workflow_file: object, prefer: Preference, timeout: float, config: Config
 ) -> Mapping[str, Any]:
     """The workflow's graph, from wherever the caller has it."""
     given = workflow_json.strip()
-    limits: Any = {"prefer": prefer, "timeout": timeout, "max_bytes": max_bytes}
+    limits: Any = {
+        "prefer": prefer,
+        "timeout": timeout,
+        "max_bytes": config.max_input_bytes,
+        "policy": Policy.of(config),
+    }
     if workflow_file is not None:
         if given:
             raise _bad(
@@ -267,17 +299,17 @@ def _document(
     return source.read(given, field="workflow_json", **limits)
 
 
-def _values(inputs: str, timeout: float) -> Mapping[str, Any]:
+def _values(inputs: str, timeout: float, config: Config) -> Mapping[str, Any]:
     """The object of address to value; `cog predict -i inputs=@file` makes it a data URI."""
     text: str | bytes = inputs.strip()
     if isinstance(text, str) and source.is_address(text):
         try:
-            with source.fetched(text, timeout=timeout, max_bytes=MAX_DOCUMENT_BYTES) as path:
+            with source.fetched(
+                text, timeout=timeout, max_bytes=MAX_DOCUMENT_BYTES, policy=Policy.of(config)
+            ) as path:
                 text = path.read_bytes().strip()
         except CallerError as err:
-            raise InvalidInput(
-                replace(problem, input="inputs") for problem in err.problems
-            ) from err
+            raise type(err)(replace(problem, input="inputs") for problem in err.problems) from err
     if not text:
         return {}
     try:
@@ -326,11 +358,16 @@ def _given(path: object, field: str) -> GivenFile:
     if not isinstance(path, Path):
         raise _bad(field, "It is neither an uploaded file, an http(s) URL nor a data URI.")
     folder = Path(tempfile.gettempdir()).resolve()
-    if path.is_symlink() or not path.is_file() or not path.resolve().is_relative_to(folder):
+    try:
+        fits = path.is_file() and not path.is_symlink() and path.resolve().parent == folder
+        fits = fits and re.match(UPLOAD, path.name) is not None
+    except OSError:  # a name that is too long
+        fits = False
+    if not fits:
         raise _bad(field, "It is not an uploaded file.", "Send the file itself, or its URL.")
     if path.stat().st_size == 0:
         raise _bad(field, "It is empty: no byte of it arrived.", "Send it again.")
-    return GivenFile(path, re.sub(r"^tmp[a-z0-9_]{8}", "", path.name) or path.name)
+    return GivenFile(path, re.sub(UPLOAD, "", path.name) or path.name)
 
 
 def _bad(field: str, what: str, hint: str = "") -> InvalidInput:

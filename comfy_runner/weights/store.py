@@ -14,6 +14,7 @@ from comfy_runner.config import Config
 from comfy_runner.errors import Cancelled, DownloadFailed, InvalidInput, Problem
 from comfy_runner.fetch import hub, pget
 from comfy_runner.fetch.download import Patience
+from comfy_runner.fetch.policy import Policy
 from comfy_runner.fetch.staged import sync_folder
 from comfy_runner.fetch.transfer import Engine, Transfer
 from comfy_runner.graph.nodes import ModelFolder
@@ -217,6 +218,7 @@ class WeightStore:
             pins=pins,
             recheck_after=self._config.recheck_after,
             allow_pickles=self._config.allow_pickles,
+            policy=Policy.of(self._config),
             release=release,
         )
 

@@ -79,7 +79,7 @@ def main() -> None:
         try:
             process.wait_ready(config.boot_timeout)
             for name, graph in RUNS.items():
-                record(ComfyClient(process.base_url), name, graph)
+                record(ComfyClient(process.base_url, process.token), name, graph)
         finally:
             process.stop()
 

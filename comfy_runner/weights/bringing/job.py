@@ -5,6 +5,7 @@ import threading
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -13,6 +14,7 @@ from comfy_runner.errors import CallerError, Cancelled, DownloadFailed, InvalidI
 from comfy_runner.fetch import ranged
 from comfy_runner.fetch.download import fetch
 from comfy_runner.fetch.outside import Unfinished
+from comfy_runner.fetch.policy import OPEN, Policy
 from comfy_runner.fetch.transfer import Delivered, Engine, Outcome, Remote, Transfer
 from comfy_runner.fetch.urls import scheme
 from comfy_runner.weights.bringing.installing import Installing, discard, scratch, storing
@@ -172,33 +174,38 @@ class Bringing:
         def probe_again(remote: Remote) -> Remote:
             # The URL that was asked may itself be signed, so it is looked up anew.
             file = asked[remote.url]
-            found = self._looking.probe(file.locate(), means.patience)
+            found = self._looking.probe(file, file.locate(), means.patience)
             asked[found.url] = file
             return found
 
-        def bring(engine: Engine, transfers: Sequence[Transfer]) -> None:
+        def bring(engine: Engine, transfers: Sequence[Transfer], policy: Policy) -> None:
             engine(
                 transfers,
                 done=done,
                 report=means.meter.report,
                 cancelled=means.stop,
-                patience=means.patience,
+                patience=replace(means.patience, policy=policy),
                 probe_again=probe_again,
             )
 
-        jobs: list[tuple[Engine, list[Transfer]]] = []
+        jobs: list[tuple[Engine, list[Transfer], Policy]] = []
+        # Other programs look names up themselves, and would not ask the policy.
+        guarded = [each for each in waiting if owners[each.part][1].policy != OPEN]
+        waiting = [each for each in waiting if each not in guarded]
         for fits, engine in means.fast:
             fit = [transfer for transfer in waiting if fits(transfer)]
             if fit:
-                jobs.append((engine, fit))
+                jobs.append((engine, fit, OPEN))
                 waiting = [transfer for transfer in waiting if transfer not in fit]
-        if waiting:
-            jobs.append((ranged.download, waiting))
+        for left, policy in ((waiting, OPEN), (guarded, means.policy)):
+            if left:
+                jobs.append((ranged.download, left, policy))
         with ThreadPoolExecutor(len(jobs), thread_name_prefix="engine") as pool:
             for job in [pool.submit(bring, *job) for job in jobs]:
                 job.result()
-        if again:
-            bring(ranged.download, again)
+        for policy in dict.fromkeys(owners[each.part][1].policy for each in again):
+            left = [each for each in again if owners[each.part][1].policy == policy]
+            bring(ranged.download, left, policy)
 
     def _release(self) -> None:
         """Make ComfyUI let go of its files, once for all that is evicted in this job."""

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 from comfy_runner.errors import CallerError, DownloadFailed, HashMismatch, InvalidInput, Problem
 from comfy_runner.fetch.download import Patience
 from comfy_runner.fetch.lines import Lines
+from comfy_runner.fetch.policy import OPEN, Policy
 from comfy_runner.fetch.probe import Unreachable, probe
 from comfy_runner.fetch.transfer import Remote
 from comfy_runner.fetch.urls import scheme
@@ -36,11 +37,15 @@ class Looking:
         self._means = means
         self._keeping = keeping
         patience = means.patience
-        self._lines = Lines(means.stop, connect=patience.connect, stall=patience.stall)
+        self._lines = {
+            policy: Lines(means.stop, connect=patience.connect, stall=patience.stall, policy=policy)
+            for policy in (OPEN, means.policy)
+        }
 
     def close(self) -> None:
         """End the connections to the hosts."""
-        self._lines.close()
+        for lines in self._lines.values():
+            lines.close()
 
     def find_all(self, tasks: Sequence[Task]) -> list[Lead]:
         """The next usable source of each task; what the store can serve has its names then.
@@ -63,14 +68,14 @@ class Looking:
         raise_lost(tasks)
         return leads
 
-    def probe(self, place: Place, patience: Patience) -> Remote:
-        """What the host tells of a file. Raises: see `fetch.probe.probe`."""
+    def probe(self, file: File, place: Place, patience: Patience) -> Remote:
+        """What the host tells of a file at a place. Raises: see `fetch.probe.probe`."""
         return probe(
             place.url,
             credentials={**self._means.credentials, **place.credentials},
             cancelled=self._means.stop,
             patience=patience,
-            lines=self._lines,
+            lines=self._lines[file.policy],
         )
 
     def _find(self, task: Task) -> Lead | None:
@@ -143,7 +148,12 @@ class Looking:
         if odd := wrong_folder(place.folder, wanted.folder):
             self._keeping.note(f"{place.shown}: {odd}")
         file = File(
-            label=task.label, place=place, locate=find, size=place.size, sha256=place.sha256
+            label=task.label,
+            place=place,
+            locate=find,
+            size=place.size,
+            sha256=place.sha256,
+            policy=self._means.policy,
         )
         if not place.extract:
             # What the caller expects is the weight itself, not the archive that it comes in.
@@ -161,21 +171,21 @@ class Looking:
         return file
 
     def _locate(self, address: Address, folder: str) -> Place:
-        place = locate(address, folder=folder, **self._asking())
+        place = locate(address, folder=folder, **self._asking(self._means.policy))
         if scheme(place.url) == "data" and not place.extract:
             return replace(place, extract=_archive_type(place.url))
         return place
 
     def _locate_source(self, source: Source) -> Place:
-        return locate_source(source, environment=self._means.environment, **self._asking())
+        return locate_source(source, environment=self._means.environment, **self._asking(OPEN))
 
-    def _asking(self) -> dict[str, Any]:
+    def _asking(self, policy: Policy) -> dict[str, Any]:
         means = self._means
         return {
             "hosts": means.hosts,
             "credentials": means.credentials,
             "cancelled": means.stop,
-            "patience": means.patience,
+            "patience": replace(means.patience, policy=policy),
         }
 
     # Whether it must be fetched
@@ -238,7 +248,7 @@ class Looking:
         place = file.place
         if scheme(place.url) not in ("http", "https"):
             return
-        remote = file.remote = self.probe(place, patience)
+        remote = file.remote = self.probe(file, place, patience)
         cure = "Correct the manifest."
         if isinstance(task.wanted, Addressed):
             cure = "Correct the hash, or give another address."
@@ -285,7 +295,7 @@ def _compare(file: File, size: int | None, sha256: str | None, cure: str) -> Non
 
 def _archive_kind(name: str) -> Literal["", "tar", "zip"]:
     """The kind of archive that a name promises."""
-    found = re.search(r"\.(tar(\.(gz|xz|bz2))?|tgz|txz|tbz2?|zip)$", name.lower())
+    found = re.search(r"\.(tar(\.(gz|xz|bz2|zst))?|tgz|txz|tbz2?|tzst|zip)$", name.lower())
     if found is None:
         return ""
     return "zip" if found[1] == "zip" else "tar"

@@ -14,6 +14,7 @@ from comfy_runner.errors import (
     HashMismatch,
 )
 from comfy_runner.fetch.download import Patience
+from comfy_runner.fetch.policy import OPEN, Policy
 from comfy_runner.fetch.transfer import Engine, Remote, Transfer
 from comfy_runner.weights.hosts.addresses import Address
 from comfy_runner.weights.hosts.locate import Hosts, Place
@@ -100,6 +101,8 @@ class File:
     """Hash that it must have."""
     remote: Remote | None = None
     """What the host tells; None for a file of this machine and for a `data:` URL."""
+    policy: Policy = OPEN
+    """Where its host may stand."""
 
     @property
     def expected_size(self) -> int | None:
@@ -253,6 +256,8 @@ class Means:
     recheck_after: float
     """Seconds that a public host's last answer is believed."""
     allow_pickles: bool
+    policy: Policy
+    """Where the hosts of addresses may stand."""
     release: Callable[[], None] | None
     """Makes ComfyUI let go of the files that it holds."""
 

@@ -98,7 +98,7 @@ class HostApi:
         def refuse(why: str) -> NoReturn:
             raise DownloadFailed(f"{shown} could not be asked: {why}")
 
-        with interruptible_session(self._cancelled) as session:
+        with interruptible_session(self._cancelled, patience.policy) as session:
             while True:
                 asked_again: float | None = None
                 try:

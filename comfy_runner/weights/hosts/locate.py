@@ -249,7 +249,7 @@ def _name_in(url: str) -> str:
 
 def _archive_kind(url: str) -> Extract:
     path = urlsplit(url).path.lower()
-    if re.search(r"\.(tar(\.(gz|xz|bz2))?|tgz|txz|tbz2?)$", path):
+    if re.search(r"\.(tar(\.(gz|xz|bz2|zst))?|tgz|txz|tbz2?|tzst)$", path):
         return "tar"
     return "zip" if path.endswith(".zip") else ""
 
