@@ -609,6 +609,15 @@ def test_cleaning_keeps_what_can_be_gone_on_with(store: ObjectStore, models: Pat
     assert [path.name for path in (models / ".store" / "locks").iterdir()] == ["store.lock"]
 
 
+def test_cleaning_keeps_what_is_only_just_begun(store: ObjectStore, models: Path) -> None:
+    begun, wrong = store.part("begun while the folder was listed"), store.part("by a wrong clock")
+    for part, ahead in ((begun, 1), (wrong, 2 * DAY)):
+        part.write_bytes(b"half")
+        os.utime(part, (time.time() + ahead,) * 2)
+    ObjectStore(models, reserve=0)
+    assert [part.exists() for part in (begun, wrong)] == [True, False]
+
+
 def test_cleaning_brings_index_and_disk_together(store: ObjectStore, models: Path) -> None:
     orphan, lost, good = add(store, b"orphan"), add(store, b"lost"), add(store, b"good")
     gone, taken = (store.link(good, "loras", name) for name in ("gone", "taken"))

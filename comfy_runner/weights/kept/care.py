@@ -1,6 +1,7 @@
 """Looking after the content store: what dead processes left, what is lost, what is broken."""
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -121,14 +122,11 @@ def leftovers(shelf: Shelf) -> list[Leftovers]:
             groups.setdefault(path.name.partition(".")[0], []).append(path)
     found = []
     for key, paths in groups.items():
-        inside = [entry for path in paths for entry in [path, *path.rglob("*")]]
-        size, changed = 0, 0.0
-        for path in inside:
-            with suppress(FileNotFoundError):
-                status = path.lstat()
-                size += status.st_blocks * 512
-                changed = max(changed, status.st_mtime)
-        found.append(Leftovers(key, tuple(paths), size, changed))
+        inside = [status for path in paths for status in _statuses(path)]
+        if inside:
+            size = sum(status.st_blocks * 512 for status in inside)
+            changed = max(status.st_mtime for status in inside)
+            found.append(Leftovers(key, tuple(paths), size, changed))
     return sorted(found, key=lambda work: work.changed)
 
 
@@ -246,9 +244,20 @@ def _forget_name(shelf: Shelf, row: NameRow) -> None:
             target.unlink(missing_ok=True)
 
 
+def _statuses(path: Path) -> Iterator[os.stat_result]:
+    """The status of a file, or of a folder and all that is in it; of what goes meanwhile none."""
+    for parent, _, names in os.walk(path):
+        for name in ("", *names):
+            with suppress(FileNotFoundError):
+                yield Path(parent, name).lstat()
+    if not path.is_dir():
+        with suppress(FileNotFoundError):
+            yield path.lstat()
+
+
 def _clean_staging(shelf: Shelf, age: float) -> int:
+    found = leftovers(shelf)
+    # Only now: what another thread began while it was listed must not seem to come from the future.
     now = time.time()
-    old = [
-        work for work in leftovers(shelf) if not work.resumable or not 0 <= now - work.changed < age
-    ]
+    old = [work for work in found if not work.resumable or abs(now - work.changed) >= age]
     return sum(len(work.paths) for work in old if work.remove(shelf))
