@@ -55,6 +55,7 @@ class Runner:
         self.config = config
         self.manifest = read_manifest(config.manifest)
         self.store = WeightStore(config)
+        self._policy = node_policy(config)
         self._folder = config.runs / uuid.uuid4().hex
         self._lock = FileLock(f"{self._folder}.lock")
         """Held while the folder is in use; what nobody holds was left by a killed process."""
@@ -325,7 +326,7 @@ class Runner:
                 self.process.input, self.config.max_input_bytes, Policy.of(self.config)
             ),
             results=self._results,
-            policy=node_policy(self.config),
+            policy=self._policy,
             max_urls=self.config.max_urls,
             run_timeout=self.config.run_timeout,
             stall_timeout=self.config.stall_timeout,

@@ -131,6 +131,14 @@ def unpack(
         return job.write(job.tarred(raw))
 
 
+def promised(name: str) -> Kind:
+    """The kind of archive that the ending of a file's name promises; empty for none."""
+    found = re.search(r"\.(tar(\.(gz|xz|bz2|zst))?|tgz|txz|tbz2?|tzst|zip)$", name.lower())
+    if found is None:
+        return ""
+    return "zip" if found[1] == "zip" else "tar"
+
+
 def find_weights(paths: Sequence[Path], folder: Path, *, shown: str = "The archive") -> Path:
     """The one safetensors file among what was unpacked into `folder`, as of a trained model.
 

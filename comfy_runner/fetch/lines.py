@@ -17,7 +17,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import cast
@@ -40,9 +40,6 @@ NO_BODY = frozenset({204, 304})
 PLAIN_URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+")
 STATUS = re.compile(rb"HTTP/1\.(\d) ([2-9]\d\d)(?: [^\r\n]*)?")
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
-
-Receive = Callable[[memoryview], int]
-"""Reads some bytes; 0 at the end. Raises: `TimeoutError` after silence, `Cancelled`, `OSError`."""
 
 
 class Lines:
@@ -186,7 +183,10 @@ class _Line:
         self.socket.sendall(request)
 
     def receive(self, buffer: memoryview, *, fill: bool = False) -> int:
-        """See `Receive`. `fill`: rather a full buffer, but for one that takes long."""
+        """Read some bytes, rather a full buffer with `fill`; 0 at the end.
+
+        Raises: `TimeoutError` after silence, `Cancelled`, `OSError`.
+        """
         waiting_since = 0.0
         flags = socket.MSG_WAITALL if fill else 0
         while True:

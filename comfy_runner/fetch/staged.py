@@ -147,7 +147,7 @@ class StagedFile:
         try:
             os.fsync(self.file.fileno())
             self._path.replace(self.target)
-            sync_folder(self.target.parent)
+            sync(self.target.parent)
         except OSError as err:
             self._cannot_write(err)
 
@@ -316,9 +316,9 @@ def safetensors_fault(path: Path) -> str:
     return "" if size == expected else f"it has {size} bytes where its header says {expected}."
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a crash of the machine."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's bytes, or the names in a folder, survive a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -28,9 +28,12 @@ from comfy_runner.graph.policy import NodePolicy, load
 from comfy_runner.graph.policy import check as judge
 from comfy_runner.graph.workflow import Node, Workflow
 from comfy_runner.runs.models import Models
-from comfy_runner.weights.manifest import Manifest, hints_by_name
+from comfy_runner.weights.manifest import Listing, Manifest, hints_by_name
 from comfy_runner.weights.references import AskedWeight, put
 from comfy_runner.weights.weight import Weight
+
+OnDisk = Callable[[str, ModelFolder | None], Collection[str]]
+"""Model folder, and what the catalog says of it, to the names in it."""
 
 SHOWN_FILES = 12
 """How many of the given files an error lists before it only counts them."""
@@ -127,7 +130,7 @@ def prepare(
     *,
     catalog: NodeCatalog,
     manifest: Manifest,
-    on_disk: Callable[[str, ModelFolder | None], Collection[str]],
+    on_disk: OnDisk,
     values: Mapping[str, Any] | None = None,
     files: Collection[str] = (),
     seed: int | None = None,
@@ -149,10 +152,6 @@ def prepare(
     models alone, else `InvalidWorkflow`.
     """
 
-    @functools.cache
-    def listing(folder: str) -> Collection[str]:
-        return on_disk(folder, catalog.model_folder(folder))
-
     conversion = read_workflow(document, catalog, seed=seed, now=now)
     bound = inputs.bind(conversion.workflow, values or {}, catalog, conversion.exposed)
     workflow, bad_values = bound.workflow, list(bound.problems)
@@ -167,7 +166,7 @@ def prepare(
             value = str(binding.value)
             workflow = workflow.replace_inputs(binding.node_id, {binding.input: value})
     chosen = frozenset[str]() if all_outputs else frozenset(conversion.outputs)
-    workflow = workflow.only(workflow.upstream(chosen) if chosen else needed(workflow, catalog))
+    workflow = _cut(workflow, chosen, catalog)
     set_here = {(binding.node_id, binding.input) for binding in bound.bindings}
     lacking = {
         (problem.node_id, problem.input): problem
@@ -181,6 +180,7 @@ def prepare(
     bad_graph += lacking.values()
     refused = {(p.node_id, p.input) for p in bad_graph if p.code == "not_in_list"}
     hints = hints_by_name(conversion.models)
+    listing = _listing(on_disk, catalog)
     models = Models(workflow, catalog, manifest, listing, hints=hints, refused=refused)
     # What a combo offers may change with the disk even where its folder is not known.
     bad_graph = [
@@ -215,7 +215,7 @@ def needed_models(
     *,
     catalog: NodeCatalog,
     manifest: Manifest,
-    on_disk: Callable[[str, ModelFolder | None], Collection[str]],
+    on_disk: OnDisk,
     all_outputs: bool = False,
 ) -> Models:
     """The models that a workflow needs as it stands, whatever else may be wrong with it.
@@ -225,17 +225,11 @@ def needed_models(
 
     Raises: `InvalidWorkflow` where the document is no workflow, `UnknownModel`.
     """
-
-    @functools.cache
-    def listing(folder: str) -> Collection[str]:
-        return on_disk(folder, catalog.model_folder(folder))
-
     conversion = read_workflow(document, catalog)
-    workflow = conversion.workflow
     chosen = frozenset[str]() if all_outputs else frozenset(conversion.outputs)
-    workflow = workflow.only(workflow.upstream(chosen) if chosen else needed(workflow, catalog))
+    workflow = _cut(conversion.workflow, chosen, catalog)
     hints = hints_by_name(conversion.models)
-    models = Models(workflow, catalog, manifest, listing, hints=hints)
+    models = Models(workflow, catalog, manifest, _listing(on_disk, catalog), hints=hints)
     if models.problems:
         raise UnknownModel(models.problems)
     classes = {node.class_type: node.id for node in workflow.nodes.values()}
@@ -251,6 +245,16 @@ def needed_models(
 def node_policy(config: Config) -> NodePolicy:
     """Which nodes the settings let a workflow use."""
     return load(config.allow_nodes, config.deny_nodes, config.only_nodes or None)
+
+
+def _cut(workflow: Workflow, chosen: frozenset[str], catalog: NodeCatalog) -> Workflow:
+    """The nodes that run: those that the chosen outputs need, or all outputs where none is."""
+    return workflow.only(workflow.upstream(chosen) if chosen else needed(workflow, catalog))
+
+
+def _listing(on_disk: OnDisk, catalog: NodeCatalog) -> Listing:
+    """Lists a model folder, each only once."""
+    return functools.cache(lambda folder: on_disk(folder, catalog.model_folder(folder)))
 
 
 def _raise_all(

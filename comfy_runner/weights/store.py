@@ -15,7 +15,7 @@ from comfy_runner.errors import Cancelled, DownloadFailed, InvalidInput, Problem
 from comfy_runner.fetch import hub, pget
 from comfy_runner.fetch.download import Patience
 from comfy_runner.fetch.policy import Policy
-from comfy_runner.fetch.staged import sync_folder
+from comfy_runner.fetch.staged import sync
 from comfy_runner.fetch.transfer import Engine, Transfer
 from comfy_runner.graph.nodes import ModelFolder
 from comfy_runner.weights.bringing.job import Bringing
@@ -263,7 +263,7 @@ def _link(source: Path, target: Path) -> None:
         return
     except OSError:
         target.symlink_to(source.resolve())
-    sync_folder(target.parent)
+    sync(target.parent)
 
 
 def _follow(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 from comfy_runner.errors import CallerError, DownloadFailed, HashMismatch, InvalidInput, Problem
+from comfy_runner.fetch.archives import promised
 from comfy_runner.fetch.download import Patience
 from comfy_runner.fetch.lines import Lines
 from comfy_runner.fetch.policy import OPEN, Policy
@@ -253,7 +254,7 @@ class Looking:
         if isinstance(task.wanted, Addressed):
             cure = "Correct the hash, or give another address."
             if not place.extract:
-                kind = _archive_kind(remote.name)
+                kind = promised(remote.name)
                 if kind:
                     file.place = replace(place, extract=kind)
                     file.size, file.sha256 = place.size, place.sha256
@@ -291,14 +292,6 @@ def _compare(file: File, size: int | None, sha256: str | None, cure: str) -> Non
         raise HashMismatch(f"{what} has {size} bytes where {file.size} were expected. {cure}")
     if file.sha256 and sha256 and file.sha256.lower() != sha256.lower():
         raise HashMismatch(f"{what}s sha256 is {sha256}, expected was {file.sha256}. {cure}")
-
-
-def _archive_kind(name: str) -> Literal["", "tar", "zip"]:
-    """The kind of archive that a name promises."""
-    found = re.search(r"\.(tar(\.(gz|xz|bz2|zst))?|tgz|txz|tbz2?|tzst|zip)$", name.lower())
-    if found is None:
-        return ""
-    return "zip" if found[1] == "zip" else "tar"
 
 
 def _archive_type(url: str) -> Literal["", "tar", "zip"]:

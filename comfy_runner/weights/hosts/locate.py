@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from comfy_runner.config import Config
 from comfy_runner.errors import DownloadFailed
+from comfy_runner.fetch.archives import promised
 from comfy_runner.fetch.download import Patience
 from comfy_runner.fetch.urls import clean_name, redacted, scheme
 from comfy_runner.weights.hosts.addresses import (
@@ -144,7 +145,7 @@ def locate(
             place = _plain_place(address, url, extract="tar")
         case Plain():
             place = _release(address, hosts, api, known) or _plain_place(
-                address, address.url, extract=_archive_kind(address.url)
+                address, address.url, extract=promised(urlsplit(address.url).path)
             )
         case Data():
             place = _plain_place(address, address.url)
@@ -247,13 +248,6 @@ def _name_in(url: str) -> str:
     return clean_name(last) if is_file(last) else ""
 
 
-def _archive_kind(url: str) -> Extract:
-    path = urlsplit(url).path.lower()
-    if re.search(r"\.(tar(\.(gz|xz|bz2|zst))?|tgz|txz|tbz2?|tzst)$", path):
-        return "tar"
-    return "zip" if path.endswith(".zip") else ""
-
-
 def _plain_place(address: Address, url: str, *, extract: Extract = "") -> Place:
     return Place(
         url=url,
@@ -273,7 +267,7 @@ def _hub_file(address: HuggingFace, hosts: Hosts) -> Place:
         shown=shown(address),
         identity=canonical(address),
         name=clean_name(address.path),
-        extract=_archive_kind(quote(address.path)),
+        extract=promised(address.path),
         folder=address.model_folder,
         immutable=is_immutable(address),
     )
@@ -323,7 +317,7 @@ def _on_civitai(address: CivitAI, hosts: Hosts, api: HostApi) -> Place:
         identity=canonical(pinned),
         name=clean_name(found.name),
         sha256=found.sha256,
-        extract=_archive_kind(quote(found.name)),
+        extract=promised(found.name),
         folder=found.folder or address.model_folder,
         # Without a hash nobody would notice that the host takes the traits for another file's.
         immutable=found.sha256 is not None and is_immutable(pinned),
@@ -357,7 +351,7 @@ def _release(
                 malformed(url)
         digest = str(asset.get("digest")).removeprefix("sha256:")
         return replace(
-            _plain_place(address, address.url, extract=_archive_kind(address.url)),
+            _plain_place(address, address.url, extract=promised(urlsplit(address.url).path)),
             url=api.resolve(f"{base}/assets/{number}", "application/octet-stream", refusal),
             size=size,
             sha256=digest if re.fullmatch("[0-9a-f]{64}", digest) else None,

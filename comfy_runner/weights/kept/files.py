@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, assert_never
 
-from comfy_runner.fetch.staged import sync_folder
+from comfy_runner.fetch.staged import sync
 
 Kind = Literal["file", "tree"]
 Way = Literal["hard link", "symbolic link", "copy"]
@@ -83,12 +83,12 @@ def digest(path: Path) -> str:
 def sync_all(path: Path) -> None:
     """Make a file, or a folder with all that is in it, survive a crash of the machine."""
     if not path.is_dir():
-        _sync_file(path)
+        sync(path)
         return
     for parent, _, files in os.walk(path):
         for name in files:
-            _sync_file(Path(parent, name))
-        sync_folder(Path(parent))
+            sync(Path(parent, name))
+        sync(Path(parent))
 
 
 def mark_of(path: Path) -> str:
@@ -252,14 +252,6 @@ def _symbolic_link(source: Path, part: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _raise(err: OSError) -> None:

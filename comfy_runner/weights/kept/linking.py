@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from comfy_runner.errors import DownloadFailed, InvalidInput, Problem
-from comfy_runner.fetch.staged import sync_folder
+from comfy_runner.fetch.staged import sync
 from comfy_runner.weights.kept import locks
 from comfy_runner.weights.kept.files import discard, mark_of, same_content, stage
 from comfy_runner.weights.kept.index import NameRow
@@ -68,7 +68,7 @@ def _make(shelf: Shelf, row: NameRow, *, replace: bool) -> NameRow:
         if _is_folder(part) or _is_folder(place.target):
             shelf.put_away(place)
         part.replace(place.target)
-        sync_folder(place.target.parent)
+        sync(place.target.parent)
         shelf.index.end_name(row.path, row)
     return row
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from comfy_runner.errors import DownloadFailed, InvalidInput, Problem
-from comfy_runner.fetch.staged import sync_folder
+from comfy_runner.fetch.staged import sync
 from comfy_runner.fetch.urls import redacted
 from comfy_runner.weights.kept import care, locks
 from comfy_runner.weights.kept.care import STAGING_AGE, Collected, Entry, Finding
@@ -188,7 +188,7 @@ class ObjectStore:
                     # Something of another size is broken, and so are its names.
                     shelf.drop(identity)
                     path.rename(target)
-                    sync_folder(shelf.objects)
+                    sync(shelf.objects)
                 entered = shelf.enter(identity)
             for file in state:  # of whoever fetched it
                 discard(file)

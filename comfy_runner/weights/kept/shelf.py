@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from comfy_runner.errors import DownloadFailed
-from comfy_runner.fetch.staged import sync_folder
+from comfy_runner.fetch.staged import sync
 from comfy_runner.weights.kept import locks
 from comfy_runner.weights.kept.files import (
     Kind,
@@ -181,7 +181,7 @@ class Shelf:
                 parents.add(place.target.parent)
         for parent in parents:
             with suppress(FileNotFoundError):
-                sync_folder(parent)
+                sync(parent)
         if path.is_dir():
             self._bury(path)
         else:
