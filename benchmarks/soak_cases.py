@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,12 +12,14 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import numpy
 from PIL import Image
-from safetensors.numpy import save
 from soak_judges import Colour, Judge, Pictures, fails, painted, written
 
 from comfy_runner.config import PROJECT
+
+sys.path.append(str(PROJECT / "tests"))  # they run the same workflows and LoRAs
+from graphs import bundled, node
+from loras import lora
 
 LORAS = 3
 """How many LoRAs the file server has."""
@@ -46,11 +49,6 @@ def png(colour: Colour, side: int = 16) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (side, side), colour).save(file, "PNG")
     return file.getvalue()
-
-
-def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    """One node of a workflow."""
-    return {"class_type": class_type, "inputs": inputs}
 
 
 def inverting(image: str) -> dict[str, Any]:
@@ -87,12 +85,6 @@ def app() -> dict[str, Any]:
     }
 
 
-def bundled(name: str) -> dict[str, Any]:
-    """A bundled workflow."""
-    graph: dict[str, Any] = json.loads((PROJECT / "workflows" / f"{name}.json").read_text())
-    return graph
-
-
 def sampling(steps: int, lora: str = "") -> dict[str, Any]:
     """The bundled picture in so many steps, with a LoRA where one is named."""
     graph = bundled("text_to_picture")
@@ -102,19 +94,6 @@ def sampling(steps: int, lora: str = "") -> dict[str, Any]:
         graph["20"] = loader
         graph["7"]["inputs"]["model"] = ["20", 0]
     return graph
-
-
-def lora(seed: int) -> bytes:
-    """A LoRA for the bundled model: rank 2, on the first block's attention."""
-    key = "lora_unet_double_blocks_0_img_attn_qkv"
-    draw = numpy.random.default_rng(seed)
-    return save(
-        {
-            f"{key}.lora_down.weight": draw.normal(size=(2, 128)).astype("float32"),
-            f"{key}.lora_up.weight": draw.normal(size=(384, 2)).astype("float32"),
-            f"{key}.alpha": numpy.float32([2.0]).reshape(()),
-        }
-    )
 
 
 class Files:

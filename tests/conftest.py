@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fakes.file_server import FileServer, running
 from hypothesis import HealthCheck, settings
 
 from comfy_runner.comfyui.client import ComfyClient
@@ -21,6 +22,13 @@ settings.register_profile("ours", suppress_health_check=[HealthCheck.too_slow], 
 settings.load_profile("ours")
 
 collect_ignore = ["custom_nodes", "fakes"]
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    """A web server of files, which misbehaves as each of them says."""
+    with running() as served:
+        yield served
 
 
 @pytest.fixture(scope="session")

@@ -38,12 +38,6 @@ TOKEN = "hf_s3cretT0ken"  # noqa: S105
 
 
 @pytest.fixture
-def server() -> Iterator[FileServer]:
-    with running() as served:
-        yield served
-
-
-@pytest.fixture
 def models(tmp_path: Path) -> Path:
     return tmp_path / "models"
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,12 +41,6 @@ PROJECT = Path(__file__).resolve().parent.parent
 MIB = 1024**2
 BODY = tensors(100_000)
 OTHER = tensors(100_000, b"b")
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with running() as served:
-        yield served
 
 
 @pytest.fixture

@@ -31,12 +31,6 @@ QUICK = Patience(stall=0.3, retries=3, backoff=0.01)
 
 
 @pytest.fixture
-def server() -> Iterator[FileServer]:
-    with running() as served:
-        yield served
-
-
-@pytest.fixture
 def get(tmp_path: Path) -> Iterator[Callable[..., Fetched]]:
     """`fetch` into an own folder, which afterwards must hold the whole file or nothing."""
     target = tmp_path / "models" / "x.bin"

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from fakes.file_server import FileServer, running
+from fakes.file_server import FileServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -47,12 +47,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def inputs(folder: Path) -> InputFolder:
     return InputFolder(folder, LIMIT)
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with running() as served:
-        yield served
 
 
 def pack_zip(path: Path, members: Mapping[str, bytes]) -> None:

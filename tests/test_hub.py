@@ -2,18 +2,18 @@
 
 import json
 import os
-import select
 import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.hub_server import COMMIT, REPO, HubServer, running
+from processes import names, only_child_of, until_gone
 
 from comfy_runner.errors import Cancelled
 from comfy_runner.fetch import hub as module
@@ -21,11 +21,12 @@ from comfy_runner.fetch.download import Patience
 from comfy_runner.fetch.hub import Hub, RepoFile, available, repo_file
 from comfy_runner.fetch.outside import Unfinished
 from comfy_runner.fetch.transfer import Delivered, Outcome, Remote, Transfer
-from tests.fakes.hub_server import COMMIT, REPO, HubServer, running
 
 ROOT = Path(module.__file__).parents[2]
 BODY = os.urandom(3_000_000)
 HIDDEN = "hf_hidden"
+CHILD = b"comfy_runner.fetch.hub"
+"""What stands in the child's command line."""
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -66,35 +67,6 @@ class Call:
             probe_again=lambda remote: remote,
         )
         return self.outcomes
-
-
-def running_child(process: int) -> int:
-    """The process id of the child that a process started."""
-    found = [
-        int(child)
-        for task in Path(f"/proc/{process}/task").glob("*/children")
-        for child in task.read_text().split()
-        if b"comfy_runner.fetch.hub" in Path(f"/proc/{child}/cmdline").read_bytes()
-    ]
-    assert len(found) == 1
-    return found[0]
-
-
-@contextmanager
-def until_gone(process: int) -> Iterator[None]:
-    """Fails unless the process has ended soon after the block."""
-    descriptor = os.pidfd_open(process)
-    try:
-        yield
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        assert poll.poll(5000), "it still runs"
-    finally:
-        os.close(descriptor)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -285,7 +257,7 @@ def test_cancelling_kills_the_child_which_never_showed_the_token(
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(call.bring, held(server, tmp_path))
         assert server.holding.wait(20)
-        child = running_child(os.getpid())
+        child = only_child_of(os.getpid(), CHILD)
         shown = Path(f"/proc/{child}/environ").read_bytes()
         assert HIDDEN.encode() not in shown + Path(f"/proc/{child}/cmdline").read_bytes()
         settings = dict(line.split("=", 1) for line in shown.decode().split("\0") if line)
@@ -323,7 +295,7 @@ def test_the_child_dies_with_us(server: HubServer, tmp_path: Path) -> None:
     us = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT)
     try:
         assert server.holding.wait(20)
-        with until_gone(running_child(us.pid)):
+        with until_gone(only_child_of(us.pid, CHILD)):
             us.kill()
     finally:
         us.kill()

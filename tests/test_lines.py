@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
 import pytest
-from fakes.file_server import FileServer, running
+from fakes.file_server import FileServer
 
 from comfy_runner.fetch.answers import BROKEN
 from comfy_runner.fetch.lines import Lines
@@ -19,12 +19,6 @@ BODY = bytes(range(256)) * 400
 def lines() -> Iterator[Lines]:
     with closing(Lines(threading.Event(), connect=5, stall=5)) as made:
         yield made
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with running() as served:
-        yield served
 
 
 @contextmanager

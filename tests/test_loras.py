@@ -3,13 +3,12 @@
 import io
 import json
 import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.file_server import FileServer, running
+from fakes.file_server import FileServer
 from graphs import bundled
 from loras import lora, workflow
 from PIL import Image
@@ -18,12 +17,6 @@ from comfy_runner.errors import DownloadFailed, InvalidInput
 from comfy_runner.runner import Runner
 from comfy_runner.runs.results import Output
 from comfy_runner.runs.run import Finished, Request
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with running() as served:
-        yield served
 
 
 @dataclass(frozen=True)

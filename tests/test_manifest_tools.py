@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fakes import file_server, weight_hosts
+from fakes import weight_hosts
 from fakes.file_server import FileServer
 from fakes.weight_hosts import WeightHosts, civitai_file, digest
 from typer.testing import CliRunner, Result
@@ -38,12 +38,6 @@ SHA = hashlib.sha256(BODY).hexdigest()
 OTHER = "b" * 64
 LINKED = {"X-Linked-Etag": f'"{SHA}"'}
 """How Hugging Face states a file's hash."""
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with file_server.running() as server:
-        yield server
 
 
 @pytest.fixture

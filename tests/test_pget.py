@@ -3,20 +3,20 @@
 import json
 import os
 import random
-import select
 import shutil
 import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.file_server import FileServer, Served, running
+from processes import children_of, names, only_child_of, until_gone
 
 from comfy_runner.errors import Cancelled, DownloadFailed, InvalidInput
 from comfy_runner.fetch import pget, ranged
@@ -25,8 +25,9 @@ from comfy_runner.fetch.outside import Unfinished, without_secrets
 from comfy_runner.fetch.pget import CHUNK, TINY, Pget, find, fits
 from comfy_runner.fetch.staged import PartState
 from comfy_runner.fetch.transfer import Delivered, Outcome, Remote, Transfer
-from tests.fakes.file_server import FileServer, Served, running
 
+PGET = b"multifile"
+"""What stands in its command line."""
 FAKE = Path(__file__).parent / "fakes" / "pget"
 REAL = shutil.which("pget")
 ROOT = Path(pget.__file__).parents[2]
@@ -36,12 +37,6 @@ VERSION = {"version": '"1"', "validator": '"1"'}
 
 with_pget = pytest.mark.skipif(REAL is None, reason="pget is not on PATH")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with running() as server:
-        yield server
 
 
 def transfer(part: Path, url: str, size: int | None, **remote: Any) -> Transfer:
@@ -106,45 +101,14 @@ def prefix(one: Transfer) -> bytes:
     raise AssertionError("It must be the first bytes.")
 
 
-def children_of(process: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{process}/task").iterdir():
-        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended since
-            found += map(int, (task / "children").read_text().split())
-    return found
-
-
 def pgets_of(process: int) -> list[int]:
     """The process ids of the pgets that a process started."""
-    return [
-        child
-        for child in children_of(process)
-        if b"multifile" in Path(f"/proc/{child}/cmdline").read_bytes()
-    ]
+    return children_of(process, PGET)
 
 
 def running_pget(process: int) -> int:
     """The process id of the one pget that a process started."""
-    found = pgets_of(process)
-    assert len(found) == 1
-    return found[0]
-
-
-@contextmanager
-def until_gone(process: int) -> Iterator[None]:
-    """Fails unless the process has ended soon after the block."""
-    descriptor = os.pidfd_open(process)
-    try:
-        yield
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        assert poll.poll(5000), "it still runs"
-    finally:
-        os.close(descriptor)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return only_child_of(process, PGET)
 
 
 # What is for pget

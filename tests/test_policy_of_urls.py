@@ -2,12 +2,11 @@
 
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.file_server import FileServer, running
+from fakes.file_server import FileServer
 
 from comfy_runner.config import Config
 from comfy_runner.documents import source
@@ -141,12 +140,6 @@ def test_only_the_listed_hosts_may_be_asked() -> None:
 
 
 GUARDED = Patience(retries=0, policy=PUBLIC)
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with running() as served:
-        yield served
 
 
 @pytest.fixture

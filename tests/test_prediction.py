@@ -4,7 +4,7 @@ import base64
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
@@ -13,7 +13,7 @@ from typing import Any
 
 import cog
 import pytest
-from fakes.file_server import FileServer, running
+from fakes.file_server import FileServer
 from graphs import bundled, catalog, picture
 from saved_files import png
 
@@ -33,12 +33,6 @@ from comfy_runner.weights.progress import Downloading, Meter
 DOCUMENT = json.dumps(picture())
 
 Upload = Callable[..., Path]
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with running() as served:
-        yield served
 
 
 @pytest.fixture(autouse=True)

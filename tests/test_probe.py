@@ -20,12 +20,6 @@ HASH = hashlib.sha256(BODY).hexdigest()
 QUICK = Patience(stall=0.3, retries=3, backoff=0.01)
 
 
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with running() as served:
-        yield served
-
-
 def look(url: str, **options: object) -> Remote:
     given = {"credentials": {}, "cancelled": threading.Event(), "patience": QUICK}
     return probe(url, **{**given, **options})

@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,12 +27,6 @@ SMALL = os.urandom(300_000)
 LARGE = os.urandom(20_000_000)
 """Three pieces for four workers, two for one."""
 QUICK = Patience(stall=0.4, retries=3, backoff=0.01)
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with running() as served:
-        yield served
 
 
 def sha256(body: bytes) -> str:

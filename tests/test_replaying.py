@@ -2,13 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.file_server import FileServer, running
+from fakes.file_server import FileServer
 from graphs import HERE, bundled, node, picture
 from loras import lora, workflow
 from PIL import Image
@@ -172,12 +172,6 @@ def test_the_callers_files_are_found_by_what_is_in_them(runner: Runner, tmp_path
     comparison = compare(receipt, recorded(runner, changed).receipt)
     kinds = [difference.kind for difference in comparison.differences]
     assert kinds == ["output", "workflow", "file"]
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with running() as served:
-        yield served
 
 
 def test_a_weight_from_an_address_is_told_without_its_secret_and_replayed(

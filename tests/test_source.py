@@ -5,12 +5,11 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.file_server import FileServer, Served, running
+from fakes.file_server import FileServer, Served
 from graphs import picture
 from saved_files import mp4, png
 
@@ -23,12 +22,6 @@ EDITOR: dict[str, Any] = {"nodes": [], "links": [], "version": 0.4}
 TEXT = json.dumps({"prompt": GRAPH, "workflow": EDITOR})
 SAVED = {"prompt": json.dumps(GRAPH), "workflow": json.dumps(EDITOR)}
 CONTENTS = [TEXT.encode(), TEXT.encode("utf-16"), png(SAVED), mp4(SAVED)]
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with running() as served:
-        yield served
 
 
 @pytest.fixture(autouse=True)

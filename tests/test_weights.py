@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from fakes.file_server import FileServer, running
+from fakes.file_server import FileServer
 from weight_stores import (
     QUICK,
     ensure,
@@ -40,12 +39,6 @@ BODY = os.urandom(300_000)
 MIB = 1024**2
 LONG = os.urandom(3 * MIB)
 """So long that its progress shows before it is there."""
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with running() as served:
-        yield served
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import av
 import pytest
 from editor_files import TEMPLATES
-from fakes.file_server import FileServer, running
+from fakes.file_server import FileServer
 from graphs import HERE, WORKFLOWS, node
 from program import Program
 
@@ -19,12 +18,6 @@ MODEL = HERE.parent / "assets" / "weights" / "realesr-animevideov3.safetensors"
 HUB = "Comfy-Org/Real-ESRGAN_repackaged/resolve/main/RealESRGAN_x4plus.safetensors"
 """Where the template's one model is on Hugging Face."""
 TEMPLATE = TEMPLATES / "utility-gan_upscaler.json"
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with running() as served:
-        yield served
 
 
 @pytest.fixture
