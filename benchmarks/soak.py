@@ -14,6 +14,8 @@ the pixels of pictures, the words of texts. The rest meet a fault, drawn at rand
   silent        the run is over its timeout while a file's server is silent
   cut           a file's server always ends the connection halfway
   cut once      a LoRA's server does so once: the picture has to come nevertheless
+  cut socket    ComfyUI's connection to us ends in the middle of a node: the picture has to come
+  busy disk     another program writes and syncs all the time on the disk of the home folder
 
 Each request has to be answered within a minute or two, whatever befell the one before it. At the
 end the processes, threads, open files, and files on disk have to be those from after the warm-up,
@@ -25,17 +27,20 @@ The same seed draws the same requests and faults; where in a node a fault strike
 
 import argparse
 import base64
+import os
 import random
 import signal
 import statistics
 import sys
+import tempfile
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from threading import Event
+from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import psutil
@@ -56,6 +61,9 @@ SETTLING = 15.0
 PAUSE = 2.0
 """Seconds that ComfyUI is stopped."""
 
+BUSY = 64 * 2**20
+"""Bytes that a busy disk is given at once."""
+
 GROWTH = 48
 """MiB by which Cog's server or its worker may have grown in the last three quarters."""
 
@@ -74,7 +82,8 @@ class Turn:
     case: Case
     act: Act | None = None
     """What is done while it runs; without it, the caller just waits for the whole answer."""
-    before: Callable[[], None] | None = None
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
+    """What is done from before the request until its answer is there."""
 
 
 @dataclass
@@ -100,8 +109,9 @@ class Tally:
 class Soak:
     """The server under test, and what is done to it."""
 
-    def __init__(self, server: CogServer, cases: Cases, chance: random.Random) -> None:
+    def __init__(self, server: CogServer, cases: Cases, chance: random.Random, home: Path) -> None:
         self.server = server
+        self.home = home
         self.cases = cases
         self.chance = chance
         self.family = Family(server)
@@ -118,6 +128,8 @@ class Soak:
             "silent": self._silent,
             "cut": self._cut,
             "cut once": self._cut_once,
+            "cut socket": self._cut_socket,
+            "busy disk": self._busy_disk,
         }
 
     def turns(self, count: int) -> Iterator[Turn]:
@@ -143,9 +155,8 @@ class Soak:
         """Ask, and judge the answer."""
         start = time.monotonic()
         try:
-            if turn.before is not None:
-                turn.before()
-            answer = self._ask(turn)
+            with turn.around():
+                answer = self._ask(turn)
             wrong = turn.case.judge(answer)
         except (ServerFailed, requests.RequestException, psutil.Error) as err:
             wrong = f"no answer: {type(err).__name__}: {err}"
@@ -193,7 +204,8 @@ class Soak:
         number = self.chance.choice((signal.SIGKILL, signal.SIGSEGV))
         self.family.members()["comfyui"].send_signal(number)
 
-    def _bury(self) -> None:
+    @contextmanager
+    def _bury(self) -> Iterator[None]:
         """Kill ComfyUI and wait until it is gone: a run that begins while it dies has to fail.
 
         Where it has been killed before, there may be none.
@@ -206,6 +218,7 @@ class Soak:
             # It ends as ComfyUI did; whether its parent has asked for that yet does not count.
             while is_alive(members["guard"]) and time.monotonic() < deadline:
                 Event().wait(0.02)
+        yield
 
     def _stop(self) -> None:
         comfyui = self.family.members()["comfyui"]
@@ -258,9 +271,41 @@ class Soak:
     def _cut_once(self) -> Turn:
         return Turn("cut once", self.cases.lora("cut-once"), self._listening())
 
+    def _cut_socket(self) -> Turn:
+        def cut() -> None:
+            self.family.members()["comfyui"].send_signal(signal.SIGUSR1)
+
+        return Turn("cut socket", self.cases.sampled(LONG), once("step", cut))
+
+    def _busy_disk(self) -> Turn:
+        case = self.cases.honest()
+        return Turn("busy disk", case, self._listening(), lambda: busy_disk(self.home))
+
     def _endless(self, judge: Judge, **inputs: Any) -> Case:
         case = self.cases.sampled(ENDLESS)
         return Case(case.name, {**case.inputs, **inputs}, judge)
+
+
+@contextmanager
+def busy_disk(folder: Path) -> Iterator[None]:
+    """Keep the disk of a folder writing for as long as the block runs."""
+    over = Event()
+
+    def write() -> None:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            while not over.is_set():
+                file.seek(0)
+                file.write(bytes(BUSY))
+                file.flush()
+                os.fsync(file.fileno())
+
+    thread = Thread(target=write)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def once(word: str, action: Callable[[], object]) -> Act:
@@ -294,7 +339,7 @@ def soak(config: Config, count: int, seed: int) -> Tally:
     """All of it, from the server's start to its end; with a `count` of 0 each fault once."""
     chance = random.Random(seed)  # noqa: S311
     with serving() as files, served(config, files.url("", "")) as server:
-        trial = Soak(server, Cases(files, chance), chance)
+        trial = Soak(server, Cases(files, chance), chance, config.home)
         for name in HONEST:  # what is loaded once and kept is there before it is counted
             for turn in (Turn("warm-up", trial.cases.honest(name), act) for act in LISTENERS):
                 trial.play(0, turn)
@@ -338,6 +383,7 @@ def served(config: Config, base_url: str) -> Iterator[CogServer]:
         "TMPDIR": str(temporary),
         "OMP_NUM_THREADS": "1",
         "COMFY_RUNNER_PRIVATE_ADDRESSES": "1",  # the file server is on this machine
+        "COMFY_RUNNER_CUSTOM_NODES": str(Path(__file__).with_name("custom_nodes")),
         "COMFY_RUNNER_HF_ENDPOINT": base_url.rstrip("/"),  # nothing is asked of the real one
     }
     with CogServer(PROJECT, environment) as server:
