@@ -35,7 +35,7 @@ class Config:
     device: Device = "auto"
     """What ComfyUI computes on; `auto` is the GPU where there is one."""
     comfyui_args: tuple[str, ...] = ()
-    """More command-line arguments for ComfyUI, after ours."""
+    """More command-line arguments for ComfyUI; see `comfyui.arguments` for what cannot be given."""
     boot_timeout: float = 300.0
     """Seconds until ComfyUI must answer after its start."""
     run_timeout: float = 3600.0
@@ -67,8 +67,8 @@ class Config:
     """Bytes that ComfyUI may hold between runs before it is started anew. None: 90 % of the memory
     there is."""
     max_restarts: int = 5
-    """How often in a row ComfyUI may have to be started again, without a run that succeeds, before
-    the health check fails."""
+    """How often in a row ComfyUI may end, hang or fail to start, without a run that succeeds,
+    before the health check fails."""
     oom_retry: bool = True
     """Whether a run that is out of GPU memory is tried once more in a way that needs less."""
     allow_nodes: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ class Config:
     only_nodes: tuple[str, ...] = ()
     """The only node classes that a workflow may use; empty for all that are not refused."""
     max_urls: int = 64
-    """Most URLs that one request may have fetched."""
+    """Most URLs that one request may have fetched; 0 for none at all."""
     hub_at_run_time: bool = False
     """Whether node packs may ask Hugging Face for models while a workflow runs."""
     hf_endpoint: str = "https://huggingface.co"
@@ -128,22 +128,17 @@ class Config:
                 problems.append(Problem("bad_setting", what, input=f"COMFY_RUNNER_{name.upper()}"))
                 return default
 
-        def number(name: str, default: float) -> float:
+        def number(name: str, default: float, *, zero: bool = False) -> float:
             if name not in given:
                 return default
             try:
                 value = float(given[name])
             except ValueError:
                 value = math.nan
-            if math.isfinite(value) and value > 0:
+            if math.isfinite(value) and (value > 0 or (zero and value == 0)):
                 return value
-            problems.append(
-                Problem(
-                    "bad_setting",
-                    f"{given[name]!r} is not a number above 0.",
-                    input=f"COMFY_RUNNER_{name.upper()}",
-                )
-            )
+            what = f"{given[name]!r} is {'neither 0 nor' if zero else 'not'} a number above 0."
+            problems.append(Problem("bad_setting", what, input=f"COMFY_RUNNER_{name.upper()}"))
             return default
 
         device: Device = "auto"
@@ -213,7 +208,7 @@ class Config:
             allow_nodes=names("allow_nodes"),
             deny_nodes=names("deny_nodes"),
             only_nodes=names("only_nodes"),
-            max_urls=int(number("max_urls", cls.max_urls)),
+            max_urls=int(number("max_urls", cls.max_urls, zero=True)),
             hub_at_run_time=flag("hub_at_run_time"),
             hf_endpoint=address("hf_endpoint", environment.get("HF_ENDPOINT") or cls.hf_endpoint),
             civitai_endpoint=address("civitai_endpoint", cls.civitai_endpoint),

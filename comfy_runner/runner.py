@@ -4,20 +4,20 @@ import atexit
 import contextlib
 import functools
 import logging
-import math
 import secrets
 import shutil
 import time
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from comfy_runner.comfyui import memory, saved_catalog
+from comfy_runner.comfyui import saved_catalog
 from comfy_runner.comfyui.client import ComfyClient, Disconnected
+from comfy_runner.comfyui.keeper import Keeper, State
 from comfy_runner.comfyui.process import ComfyProcess
 from comfy_runner.comfyui.vram import memory_report
 from comfy_runner.config import Config
@@ -35,10 +35,8 @@ from comfy_runner.weights.store import WeightStore, read_manifest
 
 log = logging.getLogger(__name__)
 
-State = Literal["starting", "ok", "restarting", "broken"]
-
-MEMORY_SHARE = 0.9
-"""Part of the memory there is that ComfyUI may hold between runs when no limit is set."""
+ENDING = 2.0
+"""Seconds that a ComfyUI which cannot be reached is given to be known as ended."""
 
 
 class Runner:
@@ -50,7 +48,8 @@ class Runner:
     def __init__(self, config: Config) -> None:
         """Read the manifest; nothing is started.
 
-        Raises: `InvalidInput` for a manifest that is missing or does not hold.
+        Raises: `InvalidInput` for a manifest that is missing or does not hold, and for settings
+        that do not go together.
         """
         self.config = config
         self.manifest = read_manifest(config.manifest)
@@ -62,50 +61,50 @@ class Runner:
         self._results = self._folder / "results"
         self.process = ComfyProcess(config, self._folder)
         """The ComfyUI child; for looking at."""
+        self._keeper = Keeper(self.process)
         self._catalog: NodeCatalog | None = None
         self._connected: ComfyClient | None = None
         self._address = ("", "")
         """Base URL and token of the ComfyUI that `_connected` is a client of."""
-        self._state: State = "starting"
-        self._closed = False
-        self._boot_began = 0.0
-        """When ComfyUI was started last, by `time.monotonic`."""
-        self.why = ""
-        """Why `health` is not ok, or has not been of late, in one line; empty after a success."""
-        self.restarts = 0
-        """How often ComfyUI was started again, for whatever reason."""
-        self._failures = 0
-        """How often it was at fault since the last run that it took to an end."""
+        self._begun = False
+        """Whether ComfyUI may have begun with the current run."""
         self._gave_output = False
         """Whether the current run has told a result."""
-        self._around: Surroundings | None = None
-        self._unfinished = False
-        """Whether a run was not seen to its end, so that ComfyUI may still be at it."""
+        self._looker = ThreadPoolExecutor(1, "surroundings")
+        self._seen: Future[Surroundings] | None = None
+        """What is installed, looked at while ComfyUI starts."""
+
+    @property
+    def why(self) -> str:
+        """Why `health` is not ok, or has not been of late, in one line; empty after a success."""
+        return self._keeper.why
+
+    @property
+    def restarts(self) -> int:
+        """How often ComfyUI was started again, for whatever reason."""
+        return self._keeper.restarts
 
     def start(self) -> None:
         """Start ComfyUI and wait until it answers. A runner that failed to start is closed.
 
         Raises: `StartFailed` with the last lines of ComfyUI's log. `MachineError` once closed.
         """
-        self._check_open()
+        self._keeper.check_open()
         atexit.register(self.close)
         try:
             self._claim_folder()
-            self._boot_began = time.monotonic()
-            self.process.start()
-            self._await_ready()
+            self._seen = self._looker.submit(surroundings, self.config)
+            self._keeper.start()
         except BaseException as err:
+            self._keeper.close(str(err).partition("\n")[0] or "It was closed.")
             self.close()
-            self.why = str(err).partition("\n")[0] or self.why
             raise
 
     def close(self) -> None:
         """End ComfyUI for good and remove everything that was made for it, results included."""
-        if not self._closed:
-            self._closed, self.why = True, "It was closed."
         atexit.unregister(self.close)
-        self._state = "broken"
-        self.process.stop()
+        self._keeper.close()
+        self._looker.shutdown(cancel_futures=True)
         if self._connected is not None:
             self._connected.close()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -125,18 +124,7 @@ class Runner:
 
         May ask ComfyUI, for a second at most.
         """
-        if self._failures >= self.config.max_restarts:
-            return "broken"
-        if self._state == "ok" and not self.process.alive:
-            return "restarting"
-        if self._state == "restarting" and self.process.answers():
-            return "ok"
-        return self._state
-
-    def residency(self) -> Mapping[str, Any]:
-        """What is here already: the manifest's model folders, each with the names on disk."""
-        folders = sorted({folder for weight in self.manifest.weights for folder in weight.folders})
-        return {"on_disk": {folder: sorted(self.store.listing(folder)) for folder in folders}}
+        return self._keeper.health()
 
     def catalog(self, *, refresh: bool = False) -> NodeCatalog:
         """Every node class that the running ComfyUI knows; asked for once, then kept and saved.
@@ -145,27 +133,31 @@ class Runner:
 
         Raises: `MachineError` when ComfyUI does not answer.
         """
-        try:
-            if refresh:
-                self._catalog = saved_catalog.save(self.config, self._client().catalog())
-            elif self._catalog is None:
-                self._catalog = saved_catalog.of(self.config, self._client().catalog)
-        except Disconnected as err:
-            raise MachineError(f"ComfyUI did not tell its nodes: {err}") from err
+        if refresh:
+            self._catalog = saved_catalog.save(self.config, self._ask(ComfyClient.catalog))
+        elif self._catalog is None:
+            ask = functools.partial(self._ask, ComfyClient.catalog)
+            self._catalog = saved_catalog.of(self.config, ask)
         return self._catalog
 
     def surroundings(self) -> Surroundings:
-        """What is installed here; looked at once, since all its files are read."""
-        if self._around is None:
-            self._around = surroundings(self.config, self.process.device)
-        return self._around
+        """What is installed, as it was when ComfyUI was first started, and what it runs on now.
+
+        Raises: `OSError` for an installed file that could not be read. `MachineError`.
+        """
+        if self._seen is None:
+            raise RuntimeError("ComfyUI was not started")
+        (main, *_) = self._ask(ComfyClient.devices)
+        mode = "low" if self.process.low_memory else "usual"
+        return replace(self._seen.result(), device=str(main["name"]), memory_mode=mode)
 
     def run(self, request: Request) -> Generator[Update]:
         """Run one workflow; yields what happens, each result the moment its node has made it.
 
         Closing the iterator, or an exception thrown into it, cancels the run. Result files stay
         until the next run starts. A run that is out of GPU memory before its first result begins
-        once more, with the same seeds, in a ComfyUI that keeps as little as it can there.
+        once more, with the same seeds, in a ComfyUI that keeps as little as it can there; one that
+        ComfyUI has not taken because it died before, in one that is started for it.
 
         Raises: `CallerError` before anything is run; `RunError` when a node fails or nothing is
         made; `MachineError` when ComfyUI dies or hangs, or a download fails, and once the runner is
@@ -173,7 +165,7 @@ class Runner:
         """
         request, deadline = self._settled(request)
         try:
-            yield from self._attempt(request, deadline)
+            yield from self._attempts(request, deadline)
         except RunError as err:
             if not self._is_worth_a_retry(err, deadline):
                 raise
@@ -182,12 +174,12 @@ class Runner:
             return
         log.warning("%s The run begins once more, in a ComfyUI that needs less.", failure)
         try:
-            yield from self._attempt(request, deadline, low_memory=True)
+            yield from self._attempts(request, deadline, low_memory=True)
         except (StartFailed, TimedOut) as err:
             raise failure from err
         finally:
             if self.process.low_memory:
-                self._start_again("The run that needs less memory is over", quiet=True)
+                self._keeper.start_again("The run that needs less memory is over", quiet=True)
 
     def _settled(self, request: Request) -> tuple[Request, float]:
         """The request with what must not change in a second attempt, and when it has to be over."""
@@ -208,15 +200,27 @@ class Runner:
             and time.monotonic() < deadline
         )
 
-    def _attempt(
+    def _attempts(
         self, request: Request, deadline: float, *, low_memory: bool = False
     ) -> Generator[Update]:
+        """Run the workflow, once more where ComfyUI had died before it was given it."""
+        try:
+            yield from self._attempt(request, deadline, low_memory=low_memory)
+        except Crashed as err:
+            if self._begun or self._keeper.closed or time.monotonic() >= deadline:
+                raise
+            log.warning("%s The run begins once more.", str(err).partition("\n")[0])
+        else:
+            return
+        yield from self._attempt(request, deadline, low_memory=low_memory)
+
+    def _attempt(self, request: Request, deadline: float, *, low_memory: bool) -> Generator[Update]:
         """Run the workflow once and leave ComfyUI free, or starting again.
 
         The text of an error for want of memory tells what filled it.
         """
-        self._bring_up(deadline, low_memory=low_memory)
-        self._gave_output = False
+        self._begun = self._gave_output = False
+        self._keeper.bring_up(deadline, low_memory=low_memory)
         self.process.forget_lines()
         try:
             for folder in (self._results, self.process.output, self.process.temp):
@@ -225,16 +229,16 @@ class Runner:
         except OSError as err:
             raise _unusable(err) from err
         # A second cancel can strike while the first is dealt with: then this stays true.
-        self._unfinished = True
-        failed = replaced = False
+        self._keeper.occupied = True
+        fault = replaced = False
         try:
             with contextlib.closing(run.updates()) as updates:
                 for update in updates:
                     self._gave_output |= isinstance(update, Output)
                     yield update
-            self._forgive()
+            self._keeper.forgive()
         except RunError as err:
-            self._forgive()  # it is the workflow's fault
+            self._keeper.forgive()  # it is the workflow's fault
             if not err.out_of_memory:
                 raise
             # Told before ComfyUI may be started again, when it knows nothing of this any more.
@@ -244,42 +248,17 @@ class Runner:
         except OSError as err:
             raise _unusable(err) from err
         except Stalled as err:
-            failed = True
+            fault = True
             calls = "".join(f"\n  | {call}" for call in self.process.stuck_at())
             if calls:
                 raise Stalled(f"{err} It was here, innermost call first:{calls}") from err
             raise
         except Crashed:
-            failed = True
+            fault, self._begun = True, run.begun
             raise
         finally:
-            self._after(run, failed=failed, replaced=replaced)
-
-    def _forgive(self) -> None:
-        """Forget how often ComfyUI was at fault: it works."""
-        if not self._closed:
-            self._failures, self.why = 0, ""
-
-    def _after(self, run: Run, *, failed: bool, replaced: bool) -> None:
-        """End the run, and have ComfyUI ready for the next one or on its way.
-
-        `failed`: whether ComfyUI was at fault. `replaced`: whether it is started again anyway.
-        """
-        is_free = run.end()
-        if self._closed:
-            return
-        if not self.process.alive:
-            self._start_again(str(self.process.crashed("during a run")), failed=True, quiet=True)
-        elif not is_free:
-            # A node that no cancel and no deadline can interrupt says nothing about ComfyUI.
-            self._start_again("ComfyUI did not stop a run", failed=failed, quiet=True)
-        else:
-            self._unfinished = False
-            limit = self.config.max_child_memory or int((memory.available() or 0) * MEMORY_SHARE)
-            held = None if replaced else self.process.memory()
-            if held is not None and 0 < limit < held:
-                figures = f"{memory.figure(held)} of {memory.figure(limit)}"
-                self._start_again(f"ComfyUI holds {figures} that it may", quiet=True)
+            free = run.end()
+            self._keeper.after_run(free=free, fault=fault, replaced=replaced)
 
     def _explained(self, err: RunError, before: str) -> RunError:
         """The error of a run that is out of memory, with what filled it."""
@@ -296,6 +275,15 @@ class Runner:
             f"{err.message} {before}{report}",
             out_of_memory=True,
         )
+
+    def _ask[Answer](self, question: Callable[[ComfyClient], Answer]) -> Answer:
+        """What ComfyUI answers. Raises: `Crashed` when it has ended, or else `MachineError`."""
+        try:
+            return question(self._client())
+        except Disconnected as err:
+            if self.process.ends_within(ENDING):
+                raise self.process.crashed("before it answered") from err
+            raise MachineError(f"ComfyUI did not answer: {err}") from err
 
     def _claim_folder(self) -> None:
         """Take the folder, and remove those that killed processes have left.
@@ -341,75 +329,6 @@ class Runner:
                 self._connected.close()
             self._connected, self._address = ComfyClient(*address), address
         return self._connected
-
-    def _check_open(self) -> None:
-        """Raises: `MachineError` once the runner is closed."""
-        if self._closed:
-            raise MachineError(f"This runner takes no more runs. {self.why}")
-
-    def _bring_up(self, deadline: float, *, low_memory: bool) -> None:
-        """Start ComfyUI again where it ended or got stuck since the last run, and wait for it.
-
-        Raises: `StartFailed`. `TimedOut` when it is not ready by the `deadline`.
-        """
-        self._check_open()
-        start_again = functools.partial(self._start_again, low_memory=low_memory)
-        if not self.process.alive:
-            start_again(str(self.process.crashed("between two runs")), failed=True)
-        elif self._unfinished:
-            start_again("A run was not seen to its end")
-        elif self.process.low_memory != low_memory:
-            start_again("ComfyUI is to use more or less memory")
-        if self._state != "ok":
-            self._await_ready(deadline)
-
-    def _start_again(
-        self, reason: str, *, low_memory: bool = False, failed: bool = False, quiet: bool = False
-    ) -> None:
-        """Kill what runs and start it again; `_await_ready` waits for it.
-
-        `failed`: whether ComfyUI was at fault. `quiet`: whether a failure is left for the next run
-        to find, which tries once more.
-        """
-        if self._closed:
-            return
-        reason = reason.partition("\n")[0]
-        log.warning("%s: starting ComfyUI again.", reason.rstrip("."))
-        self.restarts += 1
-        self.why = reason
-        if failed:
-            self._failures += 1
-            if self._failures >= self.config.max_restarts:
-                self.why = f"{self._failures} restarts without a successful run: {reason}"
-        self._state = "restarting"
-        self._boot_began = time.monotonic()
-        try:
-            self.process.restart(low_memory=low_memory)
-        except StartFailed as err:
-            self._state, self.why = "broken", str(err)
-            if not quiet:
-                raise
-            log.warning("%s", err)
-        else:
-            self._unfinished = False
-
-    def _await_ready(self, deadline: float = math.inf) -> None:
-        """Wait for ComfyUI, which has the time for a boot since its start, however many wait.
-
-        Raises: `StartFailed`. `TimedOut` when it is not ready by the `deadline`.
-        """
-        try:
-            is_ready = self.process.wait_ready(
-                self.config.boot_timeout, since=self._boot_began, until=deadline
-            )
-        except StartFailed as err:
-            self._state, self.why = "broken", str(err).partition("\n")[0]
-            raise
-        if not is_ready:
-            raise TimedOut("The time for the run was over while ComfyUI started; it starts on.")
-        self._state = "ok"
-        if not self._failures:
-            self.why = ""
 
 
 def _unusable(err: OSError) -> MachineError:

@@ -250,14 +250,6 @@ def test_catalog_has_every_class_that_tells_its_inputs(client: ComfyClient) -> N
     assert {"version", "model_inputs", "file_inputs", "unchecked", "folders"} <= set(catalog)
 
 
-def test_node_info_of_one_class(client: ComfyClient) -> None:
-    for class_type in ("KSampler", "Test / with slash"):
-        found = client.node_info(class_type)
-        assert found is not None
-        assert found["name"] == class_type
-    assert client.node_info("NoSuchClass") is None
-
-
 def test_free_is_accepted(client: ComfyClient) -> None:
     client.free()
     assert client.worker_alive()

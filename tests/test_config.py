@@ -122,6 +122,12 @@ def test_a_number_that_is_none_is_refused(name: str, value: str) -> None:
     assert repr(value) in problem.what
 
 
+def test_no_url_at_all_can_be_wanted() -> None:
+    assert Config.from_environment({f"{PREFIX}MAX_URLS": "0"}).max_urls == 0
+    with pytest.raises(InvalidInput, match="'-1' is neither 0 nor a number above 0"):
+        Config.from_environment({f"{PREFIX}MAX_URLS": "-1"})
+
+
 def test_every_setting_that_does_not_fit_is_told() -> None:
     with pytest.raises(InvalidInput) as caught:
         Config.from_environment({f"{PREFIX}DEVICE": "tpu", f"{PREFIX}RUN_TIMEOUT": "x"})

@@ -127,7 +127,7 @@ def test_the_token_is_nowhere_to_be_found(comfy: ComfyProcess, client: ComfyClie
             key = {"Authorization": f"Bearer {comfy.token}"}
             told.append(session.get(comfy.base_url + path, headers=key, timeout=10).text)
     files = [path for path in comfy.folder.rglob("*") if path.is_file()]
-    told += [*comfy.tail(200), str(comfy.describe()), *(path.read_text("latin1") for path in files)]
+    told += [*comfy.tail(200), *(path.read_text("latin1") for path in files)]
     assert len(comfy.token) >= 43
     assert not [text for text in told if comfy.token in text]
     assert any(digest(comfy.token) in text for text in told)  # so we looked in the right places

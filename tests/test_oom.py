@@ -15,7 +15,7 @@ from comfy_runner.config import Config
 from comfy_runner.errors import RunError, StartFailed
 from comfy_runner.runner import Runner
 from comfy_runner.runs.results import Output
-from comfy_runner.runs.run import Planned, Request, Update
+from comfy_runner.runs.run import Finished, Planned, Request, Update
 
 LOG = (
     "got prompt",
@@ -70,7 +70,7 @@ def test_the_second_try_keeps_little_in_memory(
     assert ("--novram" in given) == (low_memory and device == "cuda")
     assert ("--cache-none" in given) == low_memory
     assert ("--cache-classic" in given) == (not low_memory)
-    assert ("--highvram" in given) == (not low_memory)
+    assert ("--highvram" in given) == (not low_memory and device == "cuda")
     assert ("--cpu" in given) == (device == "cpu")
     assert "--fast" in given
     assert line.endswith(f"--listen 127.0.0.1 --port {process.port}")
@@ -103,8 +103,11 @@ SEEDED = {
 
 def test_a_run_that_fits_the_second_time_succeeds_with_the_same_seeds(tight: Runner) -> None:
     restarts = tight.restarts
-    updates = run(tight, SEEDED)
-    assert names(updates) == ["3_TestOutOfMemory_text.txt"]
+    updates = list(tight.run(Request(document=SEEDED, receipt=True)))
+    assert names(updates) == ["3_TestOutOfMemory_text.txt", "receipt.json"]
+    (finished,) = (update for update in updates if isinstance(update, Finished))
+    assert finished.receipt is not None
+    assert finished.receipt.surroundings.memory_mode == "low"
     first, second = (update.plan.seeds for update in updates if isinstance(update, Planned))
     assert first == second != {}
     assert tight.restarts == restarts + 2  # there and back
@@ -119,7 +122,7 @@ def test_a_run_that_never_fits_is_told_with_what_there_is(
     restarts = tight.restarts
     with monkeypatch.context() as context:
         # It holds more than it may: it is started again for the second try anyway.
-        context.setattr(tight, "config", replace(tight.config, max_child_memory=1))
+        context.setattr(tight.process, "config", replace(tight.config, max_child_memory=1))
         with pytest.raises(RunError) as caught:
             run(tight, {"1": node("TestOutOfMemory", "Big", always=True)})
     assert caught.value.out_of_memory

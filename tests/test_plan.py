@@ -11,11 +11,20 @@ from graphs import bundled, catalog, node, picture
 from hypothesis import given
 from hypothesis import strategies as st
 
+from comfy_runner.config import Config
 from comfy_runner.convert.formats import read_workflow
-from comfy_runner.errors import CallerError, InvalidInput, InvalidWorkflow, UnknownModel
+from comfy_runner.errors import CallerError, InvalidInput, InvalidWorkflow, Refused, UnknownModel
 from comfy_runner.graph.nodes import ModelFolder, NodeCatalog
 from comfy_runner.runs.models import GUESSES
-from comfy_runner.runs.plan import RUN_MARK, FileNeed, Plan, is_url, needed_models, prepare
+from comfy_runner.runs.plan import (
+    RUN_MARK,
+    FileNeed,
+    Plan,
+    is_url,
+    needed_models,
+    node_policy,
+    prepare,
+)
 from comfy_runner.weights.manifest import Manifest
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -167,6 +176,17 @@ def test_a_class_that_is_not_known_is_told_where_only_models_are_asked_for() -> 
     )
     (note,) = models.notes
     assert "The class NobodysLoader of node 1 is not known here" in note
+
+
+def test_where_only_models_are_asked_for_an_unknown_one_is_an_error() -> None:
+    with pytest.raises(UnknownModel, match=r"elsewhere\.ckpt") as caught:
+        needed_models(
+            checkpoint("elsewhere.ckpt") | {"3": node("NoSuchClass", x=1)},
+            catalog=catalog(),
+            manifest=Manifest(),
+            on_disk=lambda *_: (),
+        )
+    assert [problem.node_id for problem in caught.value.problems] == ["1"]
 
 
 def test_a_choice_that_is_no_file_is_no_model() -> None:
@@ -686,6 +706,24 @@ def test_the_class_of_the_error_tells_whose_fault_it_is(
         refused(kind, broken(**changes), values, files, weights=weights)
 
 
+def test_the_settings_say_which_nodes_a_workflow_may_use() -> None:
+    for config in (
+        Config(deny_nodes=("EmptyImage",)),
+        Config(only_nodes=("SaveImage",)),
+    ):
+        (problem,) = refused(Refused, picture(), policy=node_policy(config))
+        assert problem.node_id == "1"
+    assert plan(picture(), policy=node_policy(Config())).outputs == ("2",)
+    broken_link = picture()
+    broken_link["2"]["inputs"]["images"] = ["1", 3]
+    (problem,) = refused(InvalidWorkflow, broken_link, policy=node_policy(Config()))
+    assert problem.code == "no_such_output"
+    problems = refused(
+        InvalidWorkflow, picture(width=0), policy=node_policy(Config(deny_nodes=("EmptyImage",)))
+    )
+    assert {problem.code for problem in problems} > {"too_small"}
+
+
 @pytest.mark.parametrize(
     "document", ["", "nonsense", "[]", b"\xff", "{}", '{"1": 2}', '{"nodes": [], "links": []}']
 )
@@ -802,6 +840,16 @@ def test_only_the_outputs_that_an_app_shows_are_run() -> None:
     assert made.workflow.nodes["2"].inputs["width"] == 24
     everything = plan(document, all_outputs=True)
     assert (everything.outputs, everything.chosen) == (("3", "4"), frozenset())
+
+
+def test_the_request_chooses_outputs_in_place_of_the_app() -> None:
+    app = {"inputs": [["2", "width"]], "outputs": ["4"]}
+    document = editor(*TWO_SAVED, links=TWO_LINKS, linearData=app)
+    made = plan(document, outputs=["3"])
+    assert (made.outputs, made.chosen) == (("3",), frozenset({"3"}))
+    assert made.workflow.nodes.keys() == {"1", "3"}
+    with pytest.raises(InvalidInput, match="no node '1' that gives results"):
+        plan(document, outputs=["3", "1"])
 
 
 def test_a_dynamic_prompt_follows_from_the_seed() -> None:

@@ -23,7 +23,7 @@ from comfy_runner.comfyui.client import ComfyClient, Disconnected
 from comfy_runner.comfyui.device import choose_device
 from comfy_runner.comfyui.process import OFFLINE, ComfyProcess, child_environment
 from comfy_runner.config import Config
-from comfy_runner.errors import StartFailed
+from comfy_runner.errors import InvalidInput, StartFailed
 
 FAKE = Path(__file__).resolve().parent / "fakes" / "comfyui"
 GUARD = [sys.executable, "-I", "-S", guard.__file__]
@@ -159,6 +159,7 @@ def test_death_while_starting_is_reported_with_the_last_lines(faulty: ComfyProce
     assert lines[1] == "  | line 281"
     assert lines[-1] == "  | no module named torch"
     assert not faulty.alive
+    assert faulty.ends_within(0)
     assert faulty.exit_code == 3
     assert faulty.tail(2) == ("line 299", "no module named torch")
     assert len(faulty.tail(1000)) == 200
@@ -213,6 +214,7 @@ def test_stop_leaves_no_process(faulty: ComfyProcess, alive: int) -> None:
     faulty.start()
     faulty.wait_ready(30)
     assert faulty.alive
+    assert not faulty.ends_within(0.01)
     faulty.stop()
     assert reaches_end(alive)
     assert not faulty.alive
@@ -238,11 +240,11 @@ def test_nothing_outlives_the_program_that_started_it(tmp_path: Path, alive: int
 def test_restart_uses_the_same_folder(faulty: ComfyProcess, alive: int) -> None:
     faulty.start()
     faulty.wait_ready(30)
-    before = faulty.describe()
+    before = faulty.pid
     (faulty.input / "kept").touch()
     faulty.restart()
     faulty.wait_ready(30)
-    assert faulty.describe()["pid"] != before["pid"]
+    assert faulty.pid != before
     assert (faulty.input / "kept").exists()
     with pytest.raises(RuntimeError, match="runs already"):
         faulty.start()
@@ -255,7 +257,13 @@ def test_missing_tree_is_reported_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(StartFailed, match="Run script/bootstrap"):
         process.start()
     assert process.exit_code is None
+    assert process.ends_within(0)
     assert process.tail() == ()
+
+
+def test_arguments_that_must_not_be_are_told_before_anything_is_started(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"COMFY_RUNNER_COMFYUI_ARGS: --port would have"):
+        ComfyProcess(Config(comfyui_args=("--port", "80")), tmp_path / "run")
 
 
 def test_child_environment_has_what_it_needs_and_no_secret() -> None:
@@ -300,6 +308,7 @@ def test_device_is_what_is_configured_or_there(tmp_path: Path) -> None:
     assert choose_device(Config(device="cpu"), gpu)[0] == "cpu"
     assert choose_device(Config(device="cuda"), {})[0] == "cuda"
     assert choose_device(Config(), gpu)[0] == "cuda"
+    assert choose_device(Config(comfyui_args=("--cpu",)), gpu)[0] == "cpu"
     assert choose_device(Config(), {**gpu, "CUDA_VISIBLE_DEVICES": ""})[0] == "cpu"
     assert choose_device(Config(), {**gpu, "CUDA_VISIBLE_DEVICES": "-1"})[0] == "cpu"
 
@@ -314,7 +323,7 @@ def test_real_comfyui_reports_a_bad_argument_at_once(comfy_config: Config, tmp_p
 def test_real_comfyui_is_ready_in_its_own_folder(comfy: ComfyProcess) -> None:
     assert comfy.alive
     assert comfy.exit_code is None
-    assert comfy.describe()["device"] == "cpu"
+    assert comfy.device == "cpu"
     assert comfy.input.is_dir()
     assert comfy.input.parent == comfy.output.parent == comfy.temp.parent == comfy.folder
 

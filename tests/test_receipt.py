@@ -83,6 +83,12 @@ def test_members_that_a_later_program_adds_are_ignored() -> None:
     assert Receipt.parse(told) == FULL
 
 
+def test_whole_seconds_are_seconds() -> None:
+    receipt = Receipt.parse(FULL.as_json() | {"seconds": {"run": 2}})
+    assert receipt.seconds == {"run": 2.0}
+    assert type(receipt.seconds["run"]) is float
+
+
 def test_members_that_an_earlier_program_lacked_have_defaults() -> None:
     told = {
         "receipt": 1,
@@ -358,35 +364,34 @@ def test_surroundings_tell_the_packs_by_version_commit_and_files(tmp_path: Path)
     (tree / "comfyui_version.py").write_text('__version__ = "0.30.0"\n')
     config = Config(comfyui=tree, custom_nodes=packs, comfyui_args=("--x=https://a:S@h/?S",))
 
-    plain = surroundings(config, "cpu")
+    plain = surroundings(config)
     names = ["bare", "deep", "good", "odd", "one_file.py"]
     assert [pack.name for pack in plain.packs] == names
     assert [pack.version for pack in plain.packs] == ["", "", "1.2", "", ""]
     assert [pack.commit for pack in plain.packs] == [""] * 5
     assert plain.comfyui == "0.30.0"
     assert plain.comfyui_args == ("--x=https://h/",)
-    assert plain.device == "cpu"
 
     git(packs / "good", "init", "--quiet")
     git(packs / "good", "add", ".")
     git(packs / "good", "commit", "--quiet", "-m", "first")
     head = git(packs / "good", "rev-parse", "HEAD")
     (packs / "good" / "__pycache__" / "x.pyc").write_bytes(b"1")
-    committed = surroundings(config, "cpu")
+    committed = surroundings(config)
     assert committed.packs[2].commit == head
     assert committed.packs[2].digest == plain.packs[2].digest
     git(packs / "good", "pack-refs", "--all")
-    assert surroundings(config, "cpu").packs[2].commit == head
+    assert surroundings(config).packs[2].commit == head
     git(packs / "good", "checkout", "--quiet", "--detach")
-    assert surroundings(config, "cpu").packs[2].commit == head
+    assert surroundings(config).packs[2].commit == head
 
     (packs / "good" / "__init__.py").write_text("x = 2\n")
     (packs / "odd" / "model.bin").write_bytes(b"\0" * 2_000_000)
-    changed = surroundings(config, "cpu")
+    changed = surroundings(config)
     pairs = zip(changed.packs, plain.packs, strict=True)
     assert [a.name for a, b in pairs if a.digest != b.digest] == ["good", "odd"]
     shutil.rmtree(packs)
-    assert surroundings(config, "cpu").packs == ()
+    assert surroundings(config).packs == ()
 
 
 def message(kind: str, run: str = "r", **more: Any) -> dict[str, Any]:

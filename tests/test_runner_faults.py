@@ -13,10 +13,15 @@ from typing import Any
 
 import pytest
 from graphs import HERE, node, picture
+from PIL import Image
 
+from comfy_runner.comfyui.client import ComfyClient
+from comfy_runner.comfyui.keeper import Keeper
 from comfy_runner.config import Config
 from comfy_runner.errors import (
     Crashed,
+    InvalidInput,
+    InvalidWorkflow,
     MachineError,
     RunError,
     Stalled,
@@ -24,8 +29,10 @@ from comfy_runner.errors import (
     TimedOut,
 )
 from comfy_runner.runner import Runner
+from comfy_runner.runs.files import GivenFile
+from comfy_runner.runs.receipt import Receipt
 from comfy_runner.runs.results import Output
-from comfy_runner.runs.run import Progress, Request
+from comfy_runner.runs.run import Planned, Progress, Request, Run
 
 MIB = 1024**2
 
@@ -106,13 +113,97 @@ def test_a_comfyui_that_dies_between_runs_is_replaced(fragile: Runner) -> None:
     assert works(fragile)
 
 
+SEEDED = picture() | {
+    "3": node("ImageAddNoise", image=["4", 0], seed=0, strength=0.5),
+    "4": node("LoadImage", image="photo.png"),
+    "5": node("SaveImage", images=["3", 0], filename_prefix="noise"),
+}
+
+
+def test_a_comfyui_that_dies_before_it_is_given_the_run_is_replaced_for_it(
+    fragile: Runner, tmp_path: Path
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    files = (GivenFile(tmp_path / "photo.png", "photo.png"),)
+    restarts = fragile.restarts
+    updates = fragile.run(Request(document=SEEDED, files=files, receipt=True))
+    first = next(updates)
+    assert isinstance(first, Planned)
+    kill(fragile)
+    again, *rest = updates
+    assert isinstance(again, Planned)
+    assert again.plan.seeds == first.plan.seeds != {}
+    paths = {update.path.name: update.path for update in rest if isinstance(update, Output)}
+    receipt = Receipt.parse(paths.pop("receipt.json").read_text())
+    assert sorted(paths) == ["2_Save-it_plain_00001.png", "5_SaveImage_noise_00001.png"]
+    assert receipt.run_id == again.run_id != first.run_id
+    assert receipt.seeds == first.plan.seeds
+    assert [file.name for file in receipt.files] == ["photo.png"]
+    assert receipt.peak_memory is not None
+    assert (receipt.surroundings.device, receipt.surroundings.memory_mode) == ("cpu", "usual")
+    assert fragile.restarts == restarts + 1
+    assert (fragile.health(), fragile.why) == ("ok", "")
+    assert list(fragile.process.input.iterdir()) == []
+
+
+def kill(runner: Runner) -> None:
+    assert runner.process.comfyui_pid is not None
+    os.kill(runner.process.comfyui_pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "wait"),
+    [(Keeper, "bring_up", False), (Run, "_prepare", True), (ComfyClient, "connect", True)],
+)
+def test_no_moment_before_the_run_is_given_is_the_wrong_one_to_die(
+    fragile: Runner, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, wait: bool
+) -> None:
+    """Killed right after that call; either at once needed, or known to be gone."""
+    usual, restarts = getattr(owner, name), fragile.restarts
+
+    def then_die(*arguments: Any, **options: Any) -> Any:
+        result = usual(*arguments, **options)
+        monkeypatch.undo()
+        kill(fragile)
+        assert not wait or fragile.process.ends_within(20)
+        return result
+
+    monkeypatch.setattr(owner, name, then_die)
+    assert works(fragile)
+    assert fragile.restarts == restarts + 1
+
+
+def test_a_comfyui_that_dies_before_it_tells_its_nodes_anew_is_replaced(
+    fragile: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, restarts = Keeper.bring_up, fragile.restarts
+
+    def then_die(*arguments: Any, **options: Any) -> None:
+        usual(*arguments, **options)
+        monkeypatch.undo()
+        kill(fragile)
+
+    monkeypatch.setattr(Keeper, "bring_up", then_die)
+    with pytest.raises(InvalidWorkflow, match="NoSuchClass"):
+        run(fragile, {"1": node("NoSuchClass")})
+    assert fragile.restarts == restarts + 1
+    assert works(fragile)
+
+
+def test_a_comfyui_that_dies_each_time_it_is_asked_is_not_tried_for_ever(tmp_path: Path) -> None:
+    with Runner(stand_in(tmp_path, "touchy")) as runner:
+        with pytest.raises(Crashed, match=r"ended before it answered \(exit code 9\)"):
+            run(runner, picture())
+        assert runner.restarts == 1
+
+
 def test_too_many_restarts_in_a_row_are_broken_until_a_run_succeeds(fragile: Runner) -> None:
     for count in range(1, 3):
         with pytest.raises(Crashed):
             run(fragile, {"1": node("TestExit", code=9)})
         assert (fragile.health() == "broken") == (count == 2)
     assert fragile.why == (
-        "2 restarts without a successful run: ComfyUI ended during a run (exit code 9)."
+        "2 failures without a successful run: ComfyUI ended during a run (exit code 9)."
     )
     with pytest.raises(RunError, match="as asked"):
         run(fragile, {"1": node("TestRaise", message="as asked")})
@@ -124,7 +215,7 @@ def test_a_node_that_cannot_be_interrupted_is_not_comfyui_s_fault(
     fragile: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("comfy_runner.runs.run.CANCEL_GRACE", 0.3)
-    monkeypatch.setattr(fragile, "config", replace(fragile.config, max_restarts=1))
+    monkeypatch.setattr(fragile.process, "config", replace(fragile.config, max_restarts=1))
     restarts = fragile.restarts
     document = {"1": node("TestSleep", seconds=60.0, interruptible=False)}
     with pytest.raises(TimedOut):
@@ -141,7 +232,7 @@ def test_a_comfyui_that_has_grown_is_started_anew_between_runs(
     held = fragile.process.memory()
     assert held is not None
     monkeypatch.setattr(
-        fragile, "config", replace(fragile.config, max_child_memory=held + 200 * MIB)
+        fragile.process, "config", replace(fragile.config, max_child_memory=held + 200 * MIB)
     )
     restarts, first = fragile.restarts, fragile.process.base_url
     run(fragile, {"1": node("TestGrow", size=1)})
@@ -184,10 +275,24 @@ def test_a_deadline_covers_the_boot_which_goes_on(tmp_path: Path) -> None:
         assert runner.process.pid == booting
         assert runner.health() == "restarting"
         # The time for a boot counts from its start, not from the run that waits for it.
-        runner.config = replace(runner.config, run_timeout=60.0, boot_timeout=0.1)
+        runner.config = replace(runner.config, run_timeout=60.0)
+        runner.process.config = replace(runner.process.config, boot_timeout=0.1)
         with pytest.raises(StartFailed, match="did not answer"):
             run(runner, picture())
         assert not runner.process.alive
+
+
+def test_what_is_installed_is_looked_at_once_and_the_device_named_by_comfyui(
+    tmp_path: Path,
+) -> None:
+    packs = tmp_path / "packs"
+    (packs / "one").mkdir(parents=True)
+    with Runner(replace(stand_in(tmp_path / "home", "serve"), custom_nodes=packs)) as runner:
+        found = runner.surroundings()
+        (packs / "two").mkdir()
+        assert runner.surroundings() == found
+    assert [pack.name for pack in found.packs] == ["one"]
+    assert (found.device, found.memory_mode) == ("cuda:0 Some GPU : native", "usual")
 
 
 def test_a_closed_runner_stays_closed(tmp_path: Path) -> None:
@@ -215,6 +320,23 @@ def test_closing_during_a_run_leaves_nothing(
         assert runner.restarts == 0
         assert runner.why == "It was closed."
         assert not list(runner.config.runs.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("most", "says"),
+    [(0, "has a URL fetched, which is not allowed"), (1, "has 2 URLs fetched; 1 ")],
+)
+def test_more_urls_than_allowed_are_refused(
+    fragile: Runner, monkeypatch: pytest.MonkeyPatch, most: int, says: str
+) -> None:
+    monkeypatch.setattr(fragile, "config", replace(fragile.config, max_urls=most))
+    document = picture()
+    for number in range(3, 4 + most):
+        url = f"https://files.example/{number}.png"
+        document[str(number)] = node("LoadImage", image=url)
+        document[f"1{number}"] = node("PreviewImage", images=[str(number), 0])
+    with pytest.raises(InvalidInput, match=says):
+        run(fragile, document)
 
 
 def test_a_folder_that_vanishes_is_made_again(fragile: Runner) -> None:

@@ -111,12 +111,6 @@ class ComfyClient:
             **self._get("/comfy_runner/catalog"),
         }
 
-    def node_info(self, class_type: str) -> dict[str, Any] | None:
-        """The entry of `/object_info` for one class, with its lists as of now; None if unknown."""
-        answer = self._get(f"/object_info/{quote(class_type, safe='')}")
-        found: dict[str, Any] | None = answer.get(class_type)
-        return found
-
     def worker_alive(self) -> bool:
         """Whether the thread that runs prompts is there; without it all prompts wait for ever."""
         return bool(self._get("/comfy_runner/health", CONNECT_TIMEOUT)["worker_alive"])
@@ -209,7 +203,8 @@ class ComfyClient:
         self._post("/free", {"unload_models": True, "free_memory": True})
 
     def devices(self) -> tuple[Mapping[str, Any], ...]:
-        """What ComfyUI computes on: `name`, and in bytes `vram_total` and `vram_free`."""
+        """What ComfyUI computes on, the main one first: `name`, and in bytes `vram_total` and
+        `vram_free`."""
         return tuple(self._get("/system_stats")["devices"])
 
     def forget(self, run_id: str) -> None:

@@ -12,6 +12,8 @@ def choose_device(config: Config, environment: Mapping[str, str]) -> tuple[str, 
     """`cpu` or `cuda`, and why; torch is not asked, since loading it takes seconds and memory."""
     if config.device != "auto":
         return config.device, "as configured"
+    if "--cpu" in config.comfyui_args:
+        return "cpu", "COMFY_RUNNER_COMFYUI_ARGS has --cpu"
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1"):
         return "cpu", "CUDA_VISIBLE_DEVICES names no GPU"

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from comfy_runner.comfyui import memory
+from comfy_runner.comfyui import arguments, memory
 from comfy_runner.comfyui.child import Child
 from comfy_runner.comfyui.device import choose_device
 from comfy_runner.comfyui.inside import digest
@@ -28,9 +28,6 @@ log = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
 PORT_ATTEMPTS = 4
-
-VRAM_MODES = ("--gpu-only", "--highvram", "--lowvram", "--novram")
-"""Arguments of ComfyUI that exclude each other (comfy/cli_args.py 0.30.0 vram_group)."""
 
 PASSED_ON = re.compile(
     "PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TEMP|TMP|LD_LIBRARY_PATH|LD_PRELOAD"
@@ -71,7 +68,10 @@ class ComfyProcess:
 
         `folder` is made when needed; it holds what ComfyUI reads and writes, and its owner removes
         it. `environment` is where the child's variables are chosen from.
+
+        Raises: `InvalidInput` for arguments in the settings that ComfyUI must not be given.
         """
+        arguments.check(config.comfyui_args, config.device)
         self.config = config
         self.folder = folder.absolute()
         self.input = self.folder / "input"
@@ -118,7 +118,25 @@ class ComfyProcess:
     def tail(self, count: int = 20) -> tuple[str, ...]:
         """The last lines that ComfyUI printed, oldest first, at most 200; see `forget_lines`."""
         child = self._child
-        return () if child is None else tuple(child.lines)[-count:]
+        if child is None:
+            return ()
+        if child.popen.poll() is not None:
+            child.finish_reading()
+        return tuple(child.lines)[-count:]
+
+    def ends_within(self, timeout: float) -> bool:
+        """Whether the process has ended, or does so within `timeout` seconds.
+
+        Its port is closed a moment before it has ended.
+        """
+        child = self._child
+        if child is None:
+            return True
+        try:
+            child.popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def memory(self) -> int | None:
         """Bytes of memory that ComfyUI holds now; None where that is not known."""
@@ -150,17 +168,6 @@ class ComfyProcess:
         """Let `tail` begin anew: what one caller's run printed is no business of the next's."""
         if self._child is not None:
             self._child.lines.clear()
-
-    def describe(self) -> dict[str, str | int | bool | None]:
-        """The state as flat JSON."""
-        child = self._child
-        return {
-            "alive": self.alive,
-            "exit_code": self.exit_code,
-            "pid": None if child is None else child.popen.pid,
-            "base_url": self.base_url,
-            "device": self.device,
-        }
 
     def start(self, *, low_memory: bool = False) -> None:
         """Start the process, which then boots on its own; `wait_ready` follows it.
@@ -279,14 +286,6 @@ class ComfyProcess:
 
     def _command(self) -> list[str]:
         launcher = (str(HERE / "launcher.py"), str(self.config.comfyui), digest(self.token))
-        arguments = self.config.comfyui_args
-        device = ["--cpu"] if self.device == "cpu" else []
-        cache = "--cache-classic"
-        if self.low_memory:
-            # --lowvram does nothing where DynamicVRAM is on, which --novram switches off.
-            device = device or ["--novram"]
-            cache = "--cache-none"
-            arguments = tuple(name for name in arguments if name not in VRAM_MODES)
         return [
             *(sys.executable, "-P", *launcher),
             *("--base-directory", str(self.folder)),
@@ -294,9 +293,10 @@ class ComfyProcess:
             *("--extra-model-paths-config", str(self._paths_file)),
             *("--database-url", "sqlite:///:memory:"),
             *("--disable-api-nodes", "--disable-auto-launch"),
-            *(cache, "--preview-method", "none"),
-            *device,
-            *arguments,
+            *("--preview-method", "none"),
+            *arguments.fitted(
+                self.config.comfyui_args, cpu=self.device == "cpu", low_memory=self.low_memory
+            ),
             # The last ones count: nobody else is to be listened to.
             *("--listen", "127.0.0.1", "--port", str(self.port)),
         ]

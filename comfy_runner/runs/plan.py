@@ -135,6 +135,7 @@ def prepare(
     files: Collection[str] = (),
     seed: int | None = None,
     now: datetime = NO_TIME,
+    outputs: Collection[str] = (),
     all_outputs: bool = False,
     policy: NodePolicy | None = None,
 ) -> Plan:
@@ -143,9 +144,10 @@ def prepare(
     `on_disk` lists a model folder (`WeightStore.listing`), `values` is address to value (see
     `inputs.bind`), `files` the names of the files that come with the request. With a `seed`, every
     seed that the request does not set is made from it, and so is what an editor's document leaves
-    to chance. `now` is the local time, which such a document may ask for in file names. Where its
-    author chose outputs, only these run, unless `all_outputs` are wanted. `policy` says which nodes
-    may be used; all may without one.
+    to chance. `now` is the local time, which such a document may ask for in file names. Of the
+    output nodes only those run whose ids are in `outputs`, or else those that the document's author
+    chose; all where neither says any, or `all_outputs` are wanted. `policy` says which nodes may be
+    used; all may without one.
 
     Raises: `CallerError` with every problem found. It is `Refused` when the policy is against all,
     `InvalidInput` when the fault is in the request's values alone, `UnknownModel` when it is in
@@ -165,7 +167,10 @@ def prepare(
         if binding.takes_file:  # in place of a link, too, whose nodes are needed no more then
             value = str(binding.value)
             workflow = workflow.replace_inputs(binding.node_id, {binding.input: value})
-    chosen = frozenset[str]() if all_outputs else frozenset(conversion.outputs)
+    no_outputs = [_no_output(id_) for id_ in outputs if id_ not in output_nodes(workflow, catalog)]
+    if no_outputs:
+        raise InvalidInput(no_outputs)
+    chosen = frozenset[str]() if all_outputs else frozenset(outputs or conversion.outputs)
     workflow = _cut(workflow, chosen, catalog)
     set_here = {(binding.node_id, binding.input) for binding in bound.bindings}
     lacking = {
@@ -216,6 +221,7 @@ def needed_models(
     catalog: NodeCatalog,
     manifest: Manifest,
     on_disk: OnDisk,
+    outputs: Collection[str] = (),
     all_outputs: bool = False,
 ) -> Models:
     """The models that a workflow needs as it stands, whatever else may be wrong with it.
@@ -226,8 +232,8 @@ def needed_models(
     Raises: `InvalidWorkflow` where the document is no workflow, `UnknownModel`.
     """
     conversion = read_workflow(document, catalog)
-    chosen = frozenset[str]() if all_outputs else frozenset(conversion.outputs)
-    workflow = _cut(conversion.workflow, chosen, catalog)
+    chosen = frozenset[str]() if all_outputs else frozenset(outputs or conversion.outputs)
+    workflow = _cut(conversion.workflow, chosen & conversion.workflow.nodes.keys(), catalog)
     hints = hints_by_name(conversion.models)
     models = Models(workflow, catalog, manifest, _listing(on_disk, catalog), hints=hints)
     if models.problems:
@@ -250,6 +256,11 @@ def node_policy(config: Config) -> NodePolicy:
 def _cut(workflow: Workflow, chosen: frozenset[str], catalog: NodeCatalog) -> Workflow:
     """The nodes that run: those that the chosen outputs need, or all outputs where none is."""
     return workflow.only(workflow.upstream(chosen) if chosen else needed(workflow, catalog))
+
+
+def _no_output(node_id: str) -> Problem:
+    what = f"The workflow has no node {node_id!r} that gives results."
+    return Problem("no_such_output", what, "Give ids of nodes that save or show.", input="outputs")
 
 
 def _listing(on_disk: OnDisk, catalog: NodeCatalog) -> Listing:

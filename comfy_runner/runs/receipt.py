@@ -104,6 +104,9 @@ class Surroundings:
     torch: str = ""
     platform: str = ""
     device: str = ""
+    """What ComfyUI computed on, in its words: `cpu`, or such as `cuda:0 NVIDIA T4 : native`."""
+    memory_mode: str = ""
+    """`usual`, or `low` for a run that had been out of GPU memory and was repeated with less."""
     packs: tuple[Pack, ...] = ()
 
 

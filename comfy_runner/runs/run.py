@@ -57,6 +57,10 @@ could not be loaded when the catalog was saved."""
 FREEING = 1.0
 """Seconds that ComfyUI is given to drop its models."""
 
+TAKEN = "got prompt"
+"""What ComfyUI prints when it is given a workflow, before it looks at it (server.py post_prompt,
+0.30.0)."""
+
 CANCEL_GRACE = 5.0
 """Seconds that a cancelled node has to stop before the child is killed."""
 
@@ -79,6 +83,8 @@ class Request:
     """0 to 100, for jpg and webp."""
     previews: bool = False
     """Whether temporary files, such as PreviewImage makes, are results too."""
+    outputs: tuple[str, ...] = ()
+    """Ids of the only output nodes that count; empty for those that the workflow's author chose."""
     all_outputs: bool = False
     """Whether outputs count that the workflow's author did not choose, where there is a choice."""
     reset_cache: bool = False
@@ -143,7 +149,7 @@ class Machine:
     stall_timeout: float
     """Seconds that a run may go without a sign of progress."""
     around: Callable[[], Surroundings]
-    """Tells what is installed."""
+    """Tells what is installed, and what ComfyUI runs on."""
 
 
 class Run:
@@ -161,6 +167,11 @@ class Run:
         self._recorder: Recorder | None = None
         self._pins = contextlib.ExitStack()
         """Keeps the weights of this run on disk."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether ComfyUI may have begun with it, even where its answer was lost."""
+        return self._accepted or any(TAKEN in line for line in self._machine.process.tail(200))
 
     def updates(self) -> Generator[Update]:
         """Do it all; see `Runner.run`."""
@@ -267,6 +278,7 @@ class Run:
             files=files,
             seed=seed,
             now=datetime.now().astimezone(),
+            outputs=request.outputs,
             all_outputs=request.all_outputs,
             policy=machine.policy,
         )
@@ -279,9 +291,12 @@ class Run:
 
     def _check_urls(self, plan: Plan) -> None:
         """Raises: `InvalidInput` for a request that would have too much fetched."""
+        most = self._machine.max_urls
         count = len(plan.asked) + sum(need.is_url for need in plan.files)
-        if count > self._machine.max_urls:
-            what = f"The request has {count} URLs fetched; {self._machine.max_urls} are allowed."
+        if count > most:
+            what = f"The request has {count} URL{'s' * (count != 1)} fetched; {most} are allowed."
+            if not most:
+                what = "The request has a URL fetched, which is not allowed on this machine."
             hint = "Send the files themselves, or have COMFY_RUNNER_MAX_URLS raised."
             raise InvalidInput([Problem("too_many_urls", what, hint)])
 
@@ -424,7 +439,8 @@ class Run:
         while time.monotonic() - since < limit:
             self._check_deadline("while it ran")
             if not process.alive:
-                raise process.crashed("during the run") from cause
+                when = "during the run" if self.begun else "before it was given the run"
+                raise process.crashed(when) from cause
             try:
                 return self._machine.client.connect(self.id)
             except Disconnected:

@@ -18,11 +18,15 @@ LARGE_FILE = 1024 * 1024
 """Bytes from which a file of a node pack counts by its size alone: those are models, no code."""
 
 
-def surroundings(config: Config, device: str) -> Surroundings:
+def surroundings(config: Config) -> Surroundings:
     """What is installed; reads all files of ComfyUI and its node packs, so ask once for a start.
 
-    `device` is what ComfyUI computes on, with the name of the GPU where it is known.
+    Not with `device` and `memory_mode`, which only a running ComfyUI can tell. Node packs are read
+    first: some write into their own folders when they are loaded.
+
+    Raises: `OSError` for a file of ComfyUI that cannot be read.
     """
+    packs = tuple(_packs(config.custom_nodes))
     try:
         torch = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
@@ -35,8 +39,7 @@ def surroundings(config: Config, device: str) -> Surroundings:
         python=platform.python_version(),
         torch=torch,
         platform=platform.platform(),
-        device=device,
-        packs=tuple(_packs(config.custom_nodes)),
+        packs=packs,
     )
 
 

@@ -66,10 +66,19 @@ def stranger():
     serve(guard=1)
 
 
-def serve(guard=None):
+def touchy():
+    """Dies of every question but the one for its health."""
+    serve(dies=True)
+
+
+def serve(guard=None, dies=False):
     class Health(BaseHTTPRequestHandler):
         def do_GET(self):
+            if dies and not self.path.endswith("/health"):
+                os._exit(9)
+            gpu = {"name": "cuda:0 Some GPU : native", "vram_total": 2, "vram_free": 1}
             body = {"worker_alive": True, "guard": os.getppid() if guard is None else guard}
+            body |= {"devices": [gpu]} if self.path == "/system_stats" else {}
             self.send_response(200)
             self.end_headers()
             self.wfile.write(json.dumps(body).encode())
