@@ -221,10 +221,13 @@ def replay(
         first = replaying.read(receipt)
         if replaying.is_edited(first):
             errors.print("Note: the workflow in the receipt was changed since.")
+        store = WeightStore(config)
+        for step in replaying.recover_weights(first, store, values=values, credentials=tokens()):
+            narration.tell(step)
         request = replaying.request(
             first,
             files or (),
-            on_disk=WeightStore(config).listing,
+            on_disk=store.listing,
             values=values,
             more_files=given,
             credentials=tokens(),

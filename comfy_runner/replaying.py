@@ -1,13 +1,14 @@
 """From a receipt back to a request, and from two receipts to what is different."""
 
 import hashlib
+import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from comfy_runner.errors import InvalidInput, Problem
+from comfy_runner.errors import CallerError, DownloadFailed, InvalidInput, Problem
 from comfy_runner.graph.workflow import Workflow, parse
 from comfy_runner.runs.files import GivenFile, numbered
 from comfy_runner.runs.media import OutputFormat
@@ -21,6 +22,11 @@ from comfy_runner.runs.receipt import (
     workflow_digest,
 )
 from comfy_runner.runs.run import Request
+from comfy_runner.weights.hosts.addresses import parse as parse_address
+from comfy_runner.weights.progress import Downloading
+from comfy_runner.weights.store import Addressed, WeightStore
+
+log = logging.getLogger(__name__)
 
 EXIT_DIFFERS = 1
 """Exit code for a replay that ran and made something else."""
@@ -105,6 +111,50 @@ def is_edited(receipt: Receipt) -> bool:
     return workflow_digest(workflow, receipt.files) != receipt.workflow_digest
 
 
+def recover_weights(
+    receipt: Receipt,
+    store: WeightStore,
+    *,
+    values: Collection[str] = (),
+    credentials: Mapping[str, str] | None = None,
+) -> Generator[Downloading, None, None]:
+    """Give weights that the run had by an address their names again, where that takes no secret.
+
+    The store may have such a file under another name; and what a receipt leaves out of an address
+    may be harmless, such as `?download=true`, so that the rest of it leads to a file of the same
+    sha256. What cannot be had so is left to `request`, which asks for it; so are the addresses of
+    which `values` has new ones. Yields as `WeightStore.ensure` does. Raises: `Cancelled`.
+    """
+    for weight in receipt.weights:
+        known = all(place.address in values for place in weight.places)
+        if known or weight.sha256 is None or weight.name in store.listing(weight.folder):
+            continue
+        try:
+            yield from _recover(receipt, weight, weight.sha256, store, credentials or {})
+        except (CallerError, DownloadFailed) as err:
+            log.info("%s has to be asked for: %s", weight.label, err)
+
+
+def _recover(
+    receipt: Receipt,
+    weight: UsedWeight,
+    sha256: str,
+    store: WeightStore,
+    credentials: Mapping[str, str],
+) -> Generator[Downloading, None, None]:
+    """Raises: `CallerError` and `DownloadFailed` where the weight is not to be had."""
+    kept = store.objects.get(sha256)
+    withheld = any(place.address in receipt.withheld for place in weight.places)
+    if kept is None and withheld and weight.source.startswith(("https://", "http://")):
+        address = parse_address(weight.source)
+        if address is not None:
+            wanted = Addressed(address, weight.folder, sha256)
+            yield from store.ensure([], [wanted], credentials=credentials)
+            kept = store.objects.get(sha256)
+    if kept is not None:
+        store.objects.link(kept, weight.folder, weight.name)
+
+
 def request(
     receipt: Receipt,
     folders: Collection[Path] = (),
@@ -119,7 +169,8 @@ def request(
 
     The caller's files are looked for by their sha256 in `folders`, at any depth; what was given by
     URL is fetched again where there is no such file. A weight with an address is fetched from it
-    unless `on_disk` (`WeightStore.listing`) has its name. `values` set what the receipt withholds
+    unless `on_disk` (`WeightStore.listing`) has its name; `recover_weights` brings what needs no
+    question back before. `values` set what the receipt withholds
     or what is to be different, `more_files` are files that they name.
 
     Raises: `InvalidInput` for each file that is not found, each value that is withheld and not in

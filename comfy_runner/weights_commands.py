@@ -33,7 +33,8 @@ from comfy_runner.graph.nodes import did_you_mean
 from comfy_runner.runs.plan import needed_models
 from comfy_runner.weights.kept.objects import ObjectStore
 from comfy_runner.weights.manifest import Manifest, human_size
-from comfy_runner.weights.store import Addressed, Ensured, WeightStore, read_manifest
+from comfy_runner.weights.progress import Steps
+from comfy_runner.weights.store import Addressed, WeightStore, read_manifest
 from comfy_runner.weights.weight import Weight
 
 cache_app = typer.Typer(
@@ -150,12 +151,10 @@ class _Ahead:
         with Narration() as narration:
             fetching = self._store.ensure(self.weights, self._addressed, credentials=tokens())
             with closing(fetching):
-                while True:
-                    try:
-                        narration.tell(next(fetching))
-                    except StopIteration as end:
-                        ensured: Ensured = end.value
-                        break
+                steps = Steps(fetching)
+                for update in steps:
+                    narration.tell(update)
+        ensured = steps.result
         for note in ensured.notes:
             errors.print(f"Note: {note}", markup=False)
         seconds = time.monotonic() - started

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import weight_stores
 from fakes import weight_hosts
 from fakes.file_server import FileServer, running
 from fakes.weight_hosts import WeightHosts, civitai_file
@@ -26,25 +27,16 @@ from weight_stores import (
     weight,
 )
 
-from comfy_runner.errors import DownloadFailed, HashMismatch, InvalidInput
+from comfy_runner.errors import DownloadFailed, HashMismatch, InvalidInput, Refused
 from comfy_runner.weights.hosts.addresses import parse
 from comfy_runner.weights.store import Addressed, WeightStore
 from comfy_runner.weights.weight import Source, Weight
 
+models, store = weight_stores.models, weight_stores.store  # fixtures
 BODY = tensors(500)
 OTHER = tensors(500, b"b")
 PICKLE = b"\x80\x04" + bytes(100)
 TOKEN = "hf_s3cretT0ken"  # noqa: S105
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    return tmp_path / "models"
-
-
-@pytest.fixture
-def store(models: Path) -> WeightStore:
-    return WeightStore(settings(models))
 
 
 def asked(url: str, folder: str = "loras", **more: Any) -> Addressed:
@@ -160,14 +152,18 @@ def hosts() -> Iterator[WeightHosts]:
         yield served
 
 
-@pytest.fixture
-def hosted(models: Path, hosts: WeightHosts) -> WeightStore:
-    named = {
+def named(hosts: WeightHosts) -> dict[str, str]:
+    """Settings that put these hosts into the places of the real ones."""
+    return {
         "hf_endpoint": hosts.hosts.hf,
         "civitai_endpoint": hosts.hosts.civitai,
         "replicate_endpoint": hosts.hosts.replicate,
     }
-    return WeightStore(settings(models, **named))
+
+
+@pytest.fixture
+def hosted(models: Path, hosts: WeightHosts) -> WeightStore:
+    return WeightStore(settings(models, **named(hosts)))
 
 
 def test_a_repository_gives_its_one_weight(hosted: WeightStore, hosts: WeightHosts) -> None:
@@ -386,6 +382,90 @@ def test_a_host_that_is_gone(models: Path) -> None:
     assert "does not answer; what was fetched before is used" in outcome.ensured.notes[0]
     with pytest.raises(DownloadFailed, match=r"b\.safetensors could not be fetched"):
         ensure(store, asked(private))
+
+
+PAGES = ("owner/style", "https://civitai.com/models/5", "https://civitai.com/models/5?type=Model")
+"""Addresses whose hosts have to say which file is meant."""
+
+
+def fill(hosts: WeightHosts, *, token: str = "") -> None:
+    """What stands behind `PAGES`, for everybody or for who has the token."""
+    hosts.add_repository("owner/style", {"a.safetensors": len(BODY)}, token=token)
+    commit = weight_hosts.commit("owner/style")
+    headers = {"ETag": f'"{sha256(BODY)}"'}
+    path = f"/hub/owner/style/resolve/{commit}/a.safetensors"
+    hosts.tell(path, BODY, headers=headers, token=token)
+    version = hosts.add_version(
+        5, 7, [civitai_file(1, 7, "b.safetensors", hashes={"SHA256": sha256(OTHER)})]
+    )
+    hosts.add_model(5, [version])
+    hosts.tell("/civitai/api/download/models/7", OTHER)
+
+
+def test_a_page_whose_host_is_gone_gives_what_it_gave_before(models: Path) -> None:
+    with weight_hosts.running() as hosts:
+        fill(hosts)
+        store = WeightStore(settings(models, recheck_after=0.0, **named(hosts)))
+        first = {page: bring(store, page) for page in PAGES}
+    assert set(first.values()) == {name_of(BODY, "a"), name_of(OTHER, "b")}
+    for page, name in first.items():
+        outcome = ensure(store, asked(page))
+        assert list(outcome.names.values()) == [name]
+        (note,) = outcome.ensured.notes
+        assert note.endswith(" does not answer; what was fetched before is used.")
+        assert outcome.ensured.files == 0
+    with pytest.raises(DownloadFailed, match=r"could not be asked: connection refused\. Gave up"):
+        bring(store, "owner/another")
+
+
+def test_a_page_whose_host_is_broken_gives_what_it_gave_before(models: Path) -> None:
+    with weight_hosts.running() as hosts:
+        fill(hosts)
+        store = WeightStore(settings(models, recheck_after=0.0, **named(hosts)))
+        first = bring(store, "owner/style")
+        (path,) = (path for path in hosts.told if path.startswith("/hub/api/"))
+        hosts.told[path].status = 503
+        hosts.asked.clear()
+        assert bring(store, "owner/style") == first
+        assert [question.path for question in hosts.asked] == [path] * 2
+        # A host that answers, and has no such thing any more, is believed.
+        del hosts.told[path]
+        with pytest.raises(DownloadFailed, match="is private, gated or not there"):
+            bring(store, "owner/style")
+
+
+def test_a_page_for_those_with_a_token_gives_nothing_while_its_host_is_gone(models: Path) -> None:
+    with weight_hosts.running() as hosts:
+        fill(hosts, token=TOKEN)
+        store = WeightStore(settings(models, recheck_after=0.0, **named(hosts)))
+        bring(store, "owner/style", credentials={"huggingface.co": TOKEN})
+    for credentials in ({}, {"huggingface.co": TOKEN}):
+        with pytest.raises(DownloadFailed, match="could not be asked"):
+            bring(store, "owner/style", credentials=credentials)
+
+
+def test_what_must_not_be_asked_is_refused_and_not_only_wrong(
+    models: Path, hosts: WeightHosts
+) -> None:
+    store = WeightStore(settings(models, private_addresses=False, **named(hosts)))
+    local = [asked(f"http://127.0.0.1:9/{name}.safetensors") for name in "ab"]
+    with pytest.raises(Refused) as caught:
+        ensure(store, *local)
+    assert [problem.code for problem in caught.value.problems] == ["refused_url"] * 2
+    hosts.add_repository("o/r", {"a.safetensors": 2000, "b.safetensors": 2000})
+    with pytest.raises(InvalidInput) as mixed:
+        ensure(store, local[0], asked("o/r"))
+    assert [each.code for each in mixed.value.problems] == ["refused_url", "ambiguous_weight"]
+
+
+def test_where_a_redirect_must_not_lead_is_refused(models: Path, server: FileServer) -> None:
+    url = serve(server, "a.safetensors", BODY)
+    store = WeightStore(settings(models, allowed_hosts=("127.0.0.1",)))
+    assert bring(store, url) == name_of(BODY, "a")
+    away = {"Location": "http://elsewhere.example/b.safetensors"}
+    redirected = server.serve("b.safetensors", status=302, headers=away)
+    with pytest.raises(Refused, match="its host is not among those that may be asked"):
+        bring(store, redirected)
 
 
 def test_secrets_stand_nowhere(

@@ -54,6 +54,7 @@ MEANT: list[tuple[str, Address | None]] = [
         "hf://o/r@refs/pr/7/x.sft",
         HuggingFace(repo_id="o/r", revision="refs/pr/7", path="x.sft"),
     ),
+    ("https://huggingface.co/o/r/tree", REPO),
     ("hf://o/r@v1/x.sft", HuggingFace(repo_id="o/r", revision="v1", path="x.sft")),
     (
         "https://huggingface.co/gpt2/resolve/main/model.safetensors",
@@ -235,6 +236,14 @@ MEANT: list[tuple[str, Address | None]] = [
     ("https://drive.google.com/file/d/1AbC/view?usp=sharing", Plain(url=DRIVE)),
     ("https://drive.google.com/uc?export=download&id=1AbC", Plain(url=DRIVE)),
     ("https://drive.google.com/open?id=1AbC", Plain(url=DRIVE)),
+    (
+        "https://drive.google.com/file/d/1AbC/view?resourcekey=0-k",
+        Plain(url=f"{DRIVE}&resourcekey=0-k"),
+    ),
+    (
+        "urn:air:flux1:vae:huggingface:o/r.safetensors",
+        HuggingFace(repo_id="o/r", format="safetensors", model_folder="vae"),
+    ),
     (DRIVE, Plain(url=DRIVE)),
     (
         "data:application/octet-stream;base64,AAAA",
@@ -296,6 +305,7 @@ def test_knows_the_addresses_of_a_mirror(endpoint: str) -> None:
         ("https://huggingface.co/models", "a page of Hugging Face"),
         ("https://huggingface.co/o/r/discussions/3", "a page of Hugging Face"),
         ("https://huggingface.co/o/r/resolve/main", "names no file"),
+        ("https://huggingface.co/o/r/resolve", "names no file"),
         ("https://huggingface.co/o/r/resolve/main/a/..%2Fx.sft", "malformed"),
         ("https://huggingface.co/o/r/resolve/main/../x.sft", "malformed"),
         ("hf:r", "no repository"),
@@ -305,6 +315,7 @@ def test_knows_the_addresses_of_a_mirror(endpoint: str) -> None:
         ("https://civitai.com/user/somebody", "no model on CivitAI"),
         ("https://civitai.com/models/abc", "numbers"),
         ("https://civitai.com/models/12?modelVersionId=x", "numbers"),
+        ("https://civitai.com/api/download/models/12?type=a%2Fb", "does not know"),
         ("civitai:abc", "numbers"),
         ("urn:air:sdxl:lora:civitai:abc", "numbers"),
         ("urn:air:sdxl:lora:civitai:1+2", "needs its version"),
@@ -427,6 +438,7 @@ def test_every_spelling_of_a_place_has_one_identity_and_every_place_its_own() ->
 )
 def test_an_identity_keeps_what_names_the_file_and_no_more(text: str, kept: str) -> None:
     assert identity(text) == kept
+    assert identity(kept) == kept
 
 
 def test_nothing_that_may_be_shown_or_kept_holds_a_secret() -> None:

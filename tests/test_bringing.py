@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import weight_stores
 from fakes import hub_server
 from fakes.file_server import FileServer, running
 from weight_stores import (
@@ -38,19 +39,10 @@ from comfy_runner.weights.store import WeightStore
 from comfy_runner.weights.weight import Member, Source, Weight
 
 PROJECT = Path(__file__).resolve().parent.parent
+models, store = weight_stores.models, weight_stores.store  # fixtures
 MIB = 1024**2
 BODY = tensors(100_000)
 OTHER = tensors(100_000, b"b")
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    return tmp_path / "models"
-
-
-@pytest.fixture
-def store(models: Path) -> WeightStore:
-    return WeightStore(settings(models))
 
 
 def serve(server: FileServer, path: str, body: bytes, **how: Any) -> str:

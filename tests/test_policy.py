@@ -78,9 +78,23 @@ def test_classes_of_paid_services_are_refused() -> None:
     assert {problem.node_id for problem in found} == paid
 
 
+def test_what_is_never_loaded_no_setting_allows() -> None:
+    settings = [{}, {"allow": ["ClaudeNode"]}, {"only": ["ClaudeNode"]}, {"only": []}]
+    found = [problems({"1": node("ClaudeNode")}, policy.load(**each)) for each in settings]
+    assert all(each == found[0] for each in found)
+    (problem,) = found[0]
+    assert problem.hint == (
+        "Take it out: ComfyUI is started without such nodes, and no setting changes that."
+        " Use a node that computes here."
+    )
+    assert "COMFY_RUNNER" not in str(problem)
+
+
 def test_a_packs_own_class_for_a_paid_service_is_refused_too() -> None:
     known = catalog_of(custom("Paid", {}, "IMAGE", api_node=True))
     assert refused({"1": node("Paid")}, known=known) == [("refused_class", "1", "")]
+    # Packs are loaded, so that this one can be allowed.
+    assert refused({"1": node("Paid")}, policy.load(allow=["Paid"]), known=known) == []
 
 
 def test_other_classes_of_packs_may_be_used() -> None:

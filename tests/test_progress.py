@@ -1,13 +1,13 @@
 """Downloads counted while they come: bytes, rates, time left, and what is told of them when."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfy_runner.weights.progress import Downloading, Meter, Overall, bytes_of
+from comfy_runner.weights.progress import Downloading, Meter, Overall, Steps, bytes_of
 
 MB = 1_000_000
 
@@ -258,3 +258,14 @@ def test_units_are_said_once_where_they_are_the_same() -> None:
     assert bytes_of(4_000 * MB, 9_100 * MB) == "4.0 of 9.1 GB"
     assert bytes_of(120 * MB, 9_100 * MB) == "120 MB of 9.1 GB"
     assert bytes_of(120 * MB, None) == "120 MB"
+
+
+def test_the_steps_of_a_generator_end_with_its_result() -> None:
+    def counting() -> Generator[int, None, str]:
+        yield 1
+        yield 2
+        return "done"
+
+    steps = Steps(counting())
+    assert [*steps] == [1, 2]
+    assert steps.result == "done"

@@ -167,6 +167,18 @@ def test_lora_manager_names_its_active_loras_without_their_endings() -> None:
     assert changed.nodes["1"].inputs["loras"]["__value__"][:2] == loras[:2]
 
 
+@pytest.mark.parametrize("loras", [None, [], ["1", 0], {"__value__": "first"}])
+def test_lora_manager_without_its_list_names_nothing(loras: Any) -> None:
+    assert found({"1": node(MANAGER, text="<lora:first:1>", loras=loras)}) == []
+
+
+def test_a_name_is_put_only_where_the_node_still_has_a_place_for_it() -> None:
+    lora = {"on": True, "lora": "a.safetensors", "strength": 1}
+    (reference,) = found({"1": node(RGTHREE, lora_1=lora)})
+    another = parse({"1": node(RGTHREE, lora_1="a.safetensors")})
+    assert put(another, reference, "b.safetensors") == another
+
+
 # Embeddings
 
 

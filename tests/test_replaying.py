@@ -12,9 +12,10 @@ from fakes.file_server import FileServer
 from graphs import HERE, bundled, node, picture
 from loras import lora, workflow
 from PIL import Image
+from weight_stores import fetches, settings, sha256, tensors
 
 from comfy_runner.errors import InvalidInput
-from comfy_runner.replaying import compare, is_edited, read, request
+from comfy_runner.replaying import compare, is_edited, read, recover_weights, request
 from comfy_runner.runner import Runner
 from comfy_runner.runs.files import GivenFile
 from comfy_runner.runs.receipt import (
@@ -28,6 +29,7 @@ from comfy_runner.runs.receipt import (
 )
 from comfy_runner.runs.results import Output
 from comfy_runner.runs.run import Finished, Request
+from comfy_runner.weights.store import WeightStore
 
 PHOTO = HERE.parent / "examples" / "astronaut.png"
 
@@ -215,6 +217,79 @@ def test_a_weight_from_a_public_address_is_asked_again_where_it_is_not() -> None
         asked = request(receipt, on_disk=lambda _, there=there: there)
         assert isinstance(asked.document, Mapping)
         assert asked.document["1"]["inputs"]["lora"] == name
+
+
+def test_a_weight_whose_address_lost_only_what_is_harmless_is_not_asked_for(
+    runner: Runner, server: FileServer, tmp_path: Path
+) -> None:
+    body = lora(32)
+    url = server.serve("harmless.safetensors", body, ranges=True, etag='"32"')
+    values = {"20.lora_name": f"{url}?download=true"}
+    first = recorded(runner, Request(document=workflow(), values=values, seed=1))
+    receipt = written(first.receipt, tmp_path)
+    assert receipt.withheld == ("20.lora_name",)
+
+    runner.store.objects.remove(sha256(body))
+    assert [*recover_weights(receipt, runner.store)][-1].done == len(body)
+    again = recorded(runner, request(receipt, on_disk=runner.store.listing))
+    assert again.pictures == first.pictures
+    assert compare(receipt, again.receipt).differences == ()
+
+
+LORA = tensors(300)
+
+
+def withholding(source: str) -> Receipt:
+    """The receipt of a run with the weight `LORA`, whose address had more than it tells."""
+    place = Place("1", "lora", ("here",))
+    weight = UsedWeight("loras", "url/x-abc.safetensors", sha256(LORA), len(LORA), source, (place,))
+    document = {"1": node("L", "Style", lora={"here": source}), "2": node("P", a=["1", 0])}
+    return simple(workflow=document, weights=(weight,), withheld=("1.lora",))
+
+
+def test_a_weight_that_the_store_has_under_another_name_is_not_asked_for(
+    server: FileServer, tmp_path: Path
+) -> None:
+    store = WeightStore(settings(tmp_path / "models"))
+    file = tmp_path / "file"
+    file.write_bytes(LORA)
+    store.objects.add_file(file, sha256(LORA), size=len(LORA))
+    receipt = withholding(server.serve("x.safetensors", LORA))
+    with pytest.raises(InvalidInput, match=r"node 1 \(Style\), input lora"):
+        request(receipt, on_disk=store.listing)
+    assert [*recover_weights(receipt, store)] == []
+    request(receipt, on_disk=store.listing)
+    assert (store.models / "loras" / receipt.weights[0].name).read_bytes() == LORA
+    assert server.asked == []
+
+
+def test_a_weight_that_only_its_whole_address_gives_is_asked_for(
+    server: FileServer, tmp_path: Path
+) -> None:
+    store = WeightStore(settings(tmp_path / "models"))
+    others = {
+        server.serve("refused.safetensors", b"no", status=403),
+        server.serve("another.safetensors", tensors(300, b"b"), ranges=True),
+        "data:application/octet-stream",
+        "",
+    }
+    for source in others:
+        receipt = withholding(source)
+        list(recover_weights(receipt, store))
+        with pytest.raises(InvalidInput, match=r"Give it again: -i '1\.lora=\.\.\.'"):
+            request(receipt, on_disk=store.listing)
+    assert store.listing("loras") == set()
+
+
+def test_a_weight_whose_address_is_given_anew_is_not_looked_for(
+    server: FileServer, tmp_path: Path
+) -> None:
+    store = WeightStore(settings(tmp_path / "models"))
+    receipt = withholding(server.serve("x.safetensors", LORA, ranges=True))
+    assert [*recover_weights(receipt, store, values=["1.lora"])] == []
+    assert server.asked == []
+    list(recover_weights(receipt, store))
+    assert fetches(server) == 1
 
 
 def test_a_run_without_a_receipt_has_its_metrics(runner: Runner) -> None:

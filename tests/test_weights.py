@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import weight_stores
 from fakes.file_server import FileServer
 from weight_stores import (
     QUICK,
@@ -35,20 +36,11 @@ from comfy_runner.weights.store import Downloading, WeightStore
 from comfy_runner.weights.weight import Source
 
 PROJECT = Path(__file__).resolve().parent.parent
+models, store = weight_stores.models, weight_stores.store  # fixtures
 BODY = os.urandom(300_000)
 MIB = 1024**2
 LONG = os.urandom(3 * MIB)
 """So long that its progress shows before it is there."""
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    return tmp_path / "models"
-
-
-@pytest.fixture
-def store(models: Path) -> WeightStore:
-    return WeightStore(settings(models))
 
 
 # Fetching

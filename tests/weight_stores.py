@@ -7,16 +7,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fakes.file_server import FileServer
 
 from comfy_runner.config import Config
 from comfy_runner.fetch.download import Patience
-from comfy_runner.weights.store import Addressed, Downloading, Ensured, WeightStore
+from comfy_runner.weights.progress import Downloading, Steps
+from comfy_runner.weights.store import Addressed, Ensured, WeightStore
 from comfy_runner.weights.weight import Source, Weight
 
 QUICK = Patience(stall=0.5, retries=1, backoff=0.01)
 PROBE = "bytes=0-0"
 """The range of a request that only looks."""
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A models folder that is still to be made."""
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def store(models: Path) -> WeightStore:
+    """A store over it with the usual settings."""
+    return WeightStore(settings(models))
 
 
 def tensors(size: int, letter: bytes = b"a") -> bytes:
@@ -32,10 +46,8 @@ def sha256(content: bytes) -> str:
 def settings(models: Path, **more: Any) -> Config:
     """A store's settings: nothing but our own fetcher, and a disk that may be filled."""
     manifest = models.parent / "weights_manifest.json"
-    return Config(
-        private_addresses=True,
-        **{"models": models, "manifest": manifest, "disk_reserve": 0, "pget": "off", **more},
-    )
+    usual = {"private_addresses": True, "disk_reserve": 0, "pget": "off"}
+    return Config(**{"models": models, "manifest": manifest, **usual, **more})
 
 
 def weight(
@@ -59,17 +71,15 @@ class Outcome:
 
 def ensure(store: WeightStore, *wanted: Weight | Addressed, **options: Any) -> Outcome:
     """Have all in place, with little patience."""
-    steps = store.ensure(
-        [one for one in wanted if isinstance(one, Weight)],
-        [one for one in wanted if isinstance(one, Addressed)],
-        **{"patience": QUICK, **options},
+    steps = Steps(
+        store.ensure(
+            [one for one in wanted if isinstance(one, Weight)],
+            [one for one in wanted if isinstance(one, Addressed)],
+            **{"patience": QUICK, **options},
+        )
     )
-    updates = []
-    while True:
-        try:
-            updates.append(next(steps))
-        except StopIteration as end:
-            return Outcome(end.value, updates)
+    updates = [*steps]
+    return Outcome(steps.result, updates)
 
 
 def files(models: Path) -> list[str]:

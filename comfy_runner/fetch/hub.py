@@ -25,10 +25,10 @@ from comfy_runner.fetch.outside import (
     without_secrets,
 )
 from comfy_runner.fetch.transfer import Delivered, Done, Remote, Report, Transfer
-from comfy_runner.fetch.urls import redacted
 
 log = logging.getLogger(__name__)
 
+NAME = "huggingface_hub"
 PACKAGES = Path(__file__).resolve().parents[2]
 """The folder that holds this package."""
 AT_ONCE = 4
@@ -141,7 +141,7 @@ class Hub:
             if wanted is not None and self.fits(transfer):
                 files.append(_File(transfer, wanted, report))
             else:
-                done(transfer, _unfinished(transfer, "it is no file in its Xet store"))
+                done(transfer, Unfinished(NAME, transfer, "it is no file in its Xet store"))
         if not files:
             return
         try:
@@ -273,8 +273,8 @@ class _File:
     def give_up(self, reason: str, done: Done) -> None:
         """Leave the file to another engine."""
         self.settled = True
-        log.info("huggingface_hub left %s unfinished: %s", self.transfer.key, reason)
-        done(self.transfer, _unfinished(self.transfer, reason))
+        log.info("%s left %s unfinished: %s", NAME, self.transfer.key, reason)
+        done(self.transfer, Unfinished(NAME, self.transfer, reason))
 
 
 def _written(path: Path) -> int:
@@ -293,11 +293,6 @@ def _knows_hf_transfer() -> bool:
     except (PackageNotFoundError, ValueError):
         return False
     return major < 1 and find_spec("hf_transfer") is not None
-
-
-def _unfinished(transfer: Transfer, reason: str) -> Unfinished:
-    shown = redacted(transfer.remote.url)
-    return Unfinished(f"huggingface_hub did not bring {shown}: {reason}.")
 
 
 def main() -> None:

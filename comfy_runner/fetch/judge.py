@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from comfy_runner.errors import DownloadFailed, HashMismatch
-from comfy_runner.fetch.staged import BUFFER, SAFETENSORS, Expect, safetensors_fault
+from comfy_runner.fetch.endings import SAFETENSORS
+from comfy_runner.fetch.staged import BUFFER, Expect, safetensors_fault
 
 HEAD = 64 * 1024
 """Bytes at the beginning that are looked at; what is larger is no error message."""

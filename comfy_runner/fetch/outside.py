@@ -16,6 +16,7 @@ from threading import Event
 from typing import Self
 
 from comfy_runner.errors import Cancelled, DownloadFailed, describe_exit
+from comfy_runner.fetch.transfer import Transfer
 from comfy_runner.fetch.urls import redacted
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,10 @@ except OSError as err:
 
 class Unfinished(DownloadFailed):
     """Another program left this file unfinished, and our own engine may well finish it."""
+
+    def __init__(self, program: str, transfer: Transfer, reason: str) -> None:
+        """`reason` is the end of a sentence, such as `it ended with exit code 1`."""
+        super().__init__(f"{program} did not bring {redacted(transfer.remote.url)}: {reason}.")
 
 
 def chosen_environment(environment: Mapping[str, str]) -> dict[str, str]:

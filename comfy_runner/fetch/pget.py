@@ -18,7 +18,7 @@ from comfy_runner.fetch.download import Patience
 from comfy_runner.fetch.outside import Program, Unfinished, chosen_environment, watch
 from comfy_runner.fetch.staged import PartState, forget_state
 from comfy_runner.fetch.transfer import Delivered, Done, Remote, Report, Transfer
-from comfy_runner.fetch.urls import redacted, scheme
+from comfy_runner.fetch.urls import scheme
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class Pget:
             if fits(transfer):
                 files.append(_File(transfer, done, report))
             else:
-                done(transfer, _unfinished(transfer, "it is no file for pget"))
+                done(transfer, Unfinished("pget", transfer, "it is no file for pget"))
         if not files:
             return
         try:
@@ -277,7 +277,7 @@ class _File:
         """Tell that another engine has to bring it."""
         self.settled = True
         log.info("pget left %s unfinished: %s", self.transfer.key, reason)
-        self._done(self.transfer, _unfinished(self.transfer, reason))
+        self._done(self.transfer, Unfinished("pget", self.transfer, reason))
 
     def leave_prefix(self) -> None:
         """Leave the first bytes in the part: pget writes in order, so that they are the first."""
@@ -320,7 +320,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _unfinished(transfer: Transfer, reason: str) -> Unfinished:
-    return Unfinished(f"pget did not bring {redacted(transfer.remote.url)}: {reason}.")

@@ -26,17 +26,10 @@ from comfy_runner.fetch.answers import (
     validator,
 )
 from comfy_runner.fetch.download import Patience, name_of
+from comfy_runner.fetch.endings import ARCHIVES, MODELS
 from comfy_runner.fetch.lines import Lines, Stream
 from comfy_runner.fetch.transfer import Remote
 from comfy_runner.fetch.urls import bad_url, is_signed, redacted, scheme
-
-MODELS = frozenset(
-    {
-        *(".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".gguf"),
-        *(".onnx", ".tar", ".tgz", ".gz", ".xz", ".bz2", ".zip"),
-    }
-)
-"""Endings of models, and of archives of them."""
 
 
 class Unreachable(DownloadFailed):
@@ -188,7 +181,7 @@ def _is_model(response: Stream) -> bool:
     """Whether a page is only a file that the server did not recognise."""
     attached = response.headers.get("Content-Disposition", "").strip().lower()
     name = PurePosixPath(name_of(response.url, response))
-    return attached.startswith("attachment") and name.suffix.lower() in MODELS
+    return attached.startswith("attachment") and name.suffix.lower() in MODELS | ARCHIVES
 
 
 def _remote(url: str, bare: str, answer: Answer[Stream], *, private: bool) -> Remote:

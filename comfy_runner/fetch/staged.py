@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import BinaryIO, Literal, NoReturn
 
 from comfy_runner.errors import DownloadFailed, HashMismatch, InvalidInput, Problem
+from comfy_runner.fetch.endings import SAFETENSORS
 from comfy_runner.fetch.urls import redacted
 
-SAFETENSORS = frozenset({".safetensors", ".sft"})
 BUFFER = 1024**2
 """Bytes that are written at once: TLS hands them out by the 16 kB."""
 TMPFS = 0x01021994

@@ -25,6 +25,9 @@ CHOICE = frozenset({"COMBO", "COMFY_DYNAMICCOMBO_V3"})
 """Types of inputs with a list of what they take. ComfyUI 0.30 (`execution.py` validate_inputs)
 holds what stands in the node against the list, and never what a link brings."""
 
+NEVER_LOADED = "ComfyUI is started without such nodes, and no setting changes that"
+"""What the start's `--disable-api-nodes` means (`comfy/cli_args.py` 0.30.0)."""
+
 UNKNOWN = "*"
 """What a custom node gives that may give anything, and takes nothing that it could hand on."""
 
@@ -52,7 +55,8 @@ class NodePolicy:
     only: frozenset[str] | None = None
     """The classes that may be used, and no others; `None` for all."""
     modules: Mapping[str, Reason] = field(default_factory=dict)
-    """Package of ComfyUI to the reason why all of its classes are refused."""
+    """Package of ComfyUI that it is started without, to the reason: no setting allows its
+    classes, since they are never there when a graph runs."""
     plain: Mapping[str, tuple[tuple[str, ...], str]] = field(default_factory=dict)
     """Class to the inputs that may be given texts, numbers and truth values only, and why."""
     hands_on: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -119,18 +123,25 @@ def _refusal(class_type: str, catalog: NodeCatalog, policy: NodePolicy) -> Reaso
     """Why nodes of a class may not be used at all, with the cure; `None` when they may."""
     if class_type in policy.deny:
         return Reason("it is switched off.", f"Use another node. {DENY_SETTING} names it.")
+    never = policy.modules.get(_package(class_type, catalog))
+    if never is not None:
+        return Reason(_continued(never.why), f"Take it out: {NEVER_LOADED}. {never.instead}")
     if policy.only is not None and class_type not in policy.only:
         what = "it is not among the classes that are allowed."
         return Reason(what, f"Use another node, or add it to {ONLY_SETTING}.")
     if class_type in policy.allow or policy.only is not None:
         return None
-    reason = policy.refused.get(class_type) or policy.modules.get(_package(class_type, catalog))
+    reason = policy.refused.get(class_type)
     if reason is None:
         if not catalog.raw["object_info"].get(class_type, {}).get("api_node"):
             return None
         reason = Reason("It sends the request's contents to a paid service over the network.")
-    why = f"{reason.why[:1].lower()}{reason.why[1:]}"
-    return Reason(why, _or_allow(reason.instead, class_type))
+    return Reason(_continued(reason.why), _or_allow(reason.instead, class_type))
+
+
+def _continued(sentence: str) -> str:
+    """A sentence as it stands after a colon."""
+    return f"{sentence[:1].lower()}{sentence[1:]}"
 
 
 def _or_allow(instead: str, class_type: str) -> str:

@@ -39,7 +39,7 @@ from comfy_runner.runs.receipt import Receipt, Surroundings
 from comfy_runner.runs.recording import Recorder
 from comfy_runner.runs.results import Output, Results
 from comfy_runner.weights.manifest import Manifest
-from comfy_runner.weights.progress import Downloading
+from comfy_runner.weights.progress import Downloading, Steps
 from comfy_runner.weights.store import Addressed, Ensured, WeightStore
 
 log = logging.getLogger(__name__)
@@ -321,15 +321,12 @@ class Run:
             release=self._release,
             pins=self._pins,
         )
+        steps = Steps(fetching)
         with contextlib.closing(fetching):
-            while True:
-                try:
-                    update = next(fetching)
-                except StopIteration as end:
-                    ensured: Ensured = end.value
-                    break
+            for update in steps:
                 self._check_deadline("while weights were fetched")
                 yield update
+        ensured = steps.result
         for note in ensured.notes:
             log.info("%s", note)
         return ensured, {place: ensured.names[weight] for place, weight in wanted.items()}

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from comfy_runner.fetch.endings import LISTED
 from comfy_runner.graph.nodes import ModelFolder
 from comfy_runner.weights.manifest import IMAGE_TAES
 from comfy_runner.weights.weight import Weight, map_legacy
 
-EXTENSIONS = frozenset({".ckpt", ".pt", ".pt2", ".bin", ".pth", ".safetensors", ".pkl", ".sft"})
-"""What ComfyUI takes for a model: `supported_pt_extensions` in folder_paths.py, 0.30.0."""
 MERGED: Mapping[str, tuple[str, ...]] = {
     "diffusion_models": ("unet", "diffusion_models"),
     "text_encoders": ("text_encoders", "clip"),
@@ -34,7 +33,7 @@ class ModelFolders:
         """
         names: set[str] = set()
         places = [self.models / name for name in shape.places] if shape else self._places(folder)
-        extensions = shape.extensions if shape else EXTENSIONS
+        extensions = shape.extensions if shape else LISTED
         for place in places:
             for parent, subfolders, files in os.walk(place, followlinks=True):
                 subfolders[:] = [name for name in subfolders if name != ".git"]
@@ -60,7 +59,7 @@ class ModelFolders:
         if folder == "vae_approx" and half.partition("_")[0] in IMAGE_TAES:
             for place in self._places(folder):
                 for file in place.glob(f"{half}.*"):
-                    if file.suffix.lower() in EXTENSIONS and file.name != weight.name:
+                    if file.suffix.lower() in LISTED and file.name != weight.name:
                         return file
         return None
 

@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 WINDOW = 5.0
@@ -66,6 +66,20 @@ class Downloading:
             return text
         counted = f"{overall.files_done} of {overall.files} files"
         return f"{text} ({counted}, {bytes_of(overall.done, overall.total)} in all)"
+
+
+class Steps[T, R]:
+    """What a generator yields, one by one, and then what it returned."""
+
+    result: R
+    """There once the last step was taken."""
+
+    def __init__(self, steps: Generator[T, None, R]) -> None:
+        """Who has made the generator closes it."""
+        self._steps = steps
+
+    def __iter__(self) -> Iterator[T]:
+        self.result = yield from self._steps
 
 
 class Meter:

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from comfy_runner.errors import Problem
+from comfy_runner.fetch.endings import MODELS
 from comfy_runner.fetch.urls import redacted, scheme
 from comfy_runner.graph.nodes import InputSpec, NodeCatalog, NodeClass, type_and_options
 from comfy_runner.graph.workflow import Node, Workflow
@@ -16,9 +17,6 @@ from comfy_runner.weights.hosts.addresses import Address, shown
 
 EMBEDDINGS = "embeddings"
 """The model folder of what texts name."""
-ENDINGS = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".gguf", ".onnx")
-"""What a file name ends in that can only be a model's: ComfyUI 0.30.0 `folder_paths.py`, and the
-front end 1.47.12 `missingModelScan.ts`."""
 LONGEST_NAME = 300
 """Characters up to which a text can be a model's name."""
 
@@ -213,7 +211,7 @@ def _in_text(
         for token in embedding_names(text):
             yield Reference(*place, EMBEDDINGS, token, within, "token", certain=False)
         return
-    if len(text) <= LONGEST_NAME and text.lower().endswith(ENDINGS) and "://" not in text:
+    if len(text) <= LONGEST_NAME and text.lower().endswith(tuple(MODELS)) and "://" not in text:
         is_combo = spec is not None and spec.choices is not None
         if text not in choices:
             yield Reference(*place, None, text, within, certain=is_combo and checked)

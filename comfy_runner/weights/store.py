@@ -21,7 +21,7 @@ from comfy_runner.graph.nodes import ModelFolder
 from comfy_runner.weights.bringing.job import Bringing
 from comfy_runner.weights.bringing.tasks import Addressed, Means, Task
 from comfy_runner.weights.hosts.addresses import shown
-from comfy_runner.weights.hosts.locate import Hosts
+from comfy_runner.weights.hosts.places import Hosts
 from comfy_runner.weights.kept.objects import ObjectStore
 from comfy_runner.weights.listing import ModelFolders
 from comfy_runner.weights.manifest import Manifest
@@ -82,15 +82,29 @@ class WeightStore:
 
     @contextmanager
     def in_use(self, labels: Collection[str]) -> Iterator[None]:
-        """Keep models, as `folder/name`, from being evicted, and note that they are used now."""
-        found = [
-            known.id
-            for folder, _, name in (label.partition("/") for label in labels)
-            if (known := self.objects.named(folder, name)) is not None
-        ]
-        with self.objects.pin(found):
-            self.objects.touch(found)
+        """Keep models, as `folder/name`, from being evicted, and note that they are used now.
+
+        Raises: `DownloadFailed` when one is evicted at this very moment.
+        """
+        found = self._objects_of(labels)
+        with self.objects.pin(found.values()):
+            lost = [label for label in found if label not in self._objects_of([label])]
+            if lost:
+                raise DownloadFailed(
+                    f"{', '.join(lost)} had to make room for other models just now. Ask again: what"
+                    " is missing is fetched then."
+                )
+            self.objects.touch(found.values())
             yield
+
+    def _objects_of(self, labels: Collection[str]) -> Mapping[str, str]:
+        """The ids of the store's objects among models that are named as `folder/name`."""
+        places = ((label, *label.partition("/")[::2]) for label in labels)
+        return {
+            label: known.id
+            for label, folder, name in places
+            if (known := self.objects.named(folder, name)) is not None
+        }
 
     def ensure(
         self,
@@ -141,9 +155,10 @@ class WeightStore:
         """What is not in place; what is in place is pinned, so that the rest does not evict it."""
         tasks: list[Task] = []
         for weight in dict.fromkeys(weights):
-            pins.enter_context(
-                self.in_use([f"{folder}/{weight.name}" for folder in weight.folders])
-            )
+            labels = [f"{folder}/{weight.name}" for folder in weight.folders]
+            found = self._objects_of(labels).values()
+            pins.enter_context(self.objects.pin(found))
+            self.objects.touch(found)
             if not self.folders.holds(weight) and not self._linked(weight):
                 tasks.append(Task(weight, weight.label))
         counts: dict[str, int] = {}
@@ -254,16 +269,20 @@ def _link(source: Path, target: Path) -> None:
     Raises: `InvalidInput` when something else stands there; `OSError`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        target.hardlink_to(source.resolve())
-    except FileExistsError:
-        if not target.is_file():
-            what = f"{target} is in the way of a model: it is no file, or a link to nowhere."
-            raise InvalidInput([Problem("name_taken", what, "Move it away.")]) from None
-        return
-    except OSError:
-        target.symlink_to(source.resolve())
-    sync(target.parent)
+    for make in (target.hardlink_to, target.symlink_to):
+        try:
+            make(source.resolve())
+        except FileExistsError:
+            if not target.is_file():
+                what = f"{target} is in the way of a model: it is no file, or a link to nowhere."
+                raise InvalidInput([Problem("name_taken", what, "Move it away.")]) from None
+            return
+        except OSError:
+            if make == target.symlink_to:
+                raise
+        else:
+            sync(target.parent)
+            return
 
 
 def _follow(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from comfy_runner.weights.hosts.locate import Hosts
+from comfy_runner.weights.hosts.places import Hosts
 
 
 @dataclass

@@ -206,9 +206,7 @@ class Installing:
 
     def _keep_tree(self, folder: Path) -> Object:
         """Take a folder into the store, pinned."""
-        kept = self._means.objects.add_tree(folder)
-        self._keeping.pin(kept.id)
-        return kept
+        return self._means.objects.add_tree(folder, pin=self._keeping.pin)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from comfy_runner.errors import CallerError, Cancelled, DownloadFailed, InvalidInput, Problem
+from comfy_runner.errors import CallerError, Cancelled, DownloadFailed
 from comfy_runner.fetch import ranged
 from comfy_runner.fetch.download import fetch
 from comfy_runner.fetch.outside import Unfinished
@@ -20,7 +20,16 @@ from comfy_runner.fetch.urls import scheme
 from comfy_runner.weights.bringing.installing import Installing, discard, scratch, storing
 from comfy_runner.weights.bringing.keeping import Keeping
 from comfy_runner.weights.bringing.looking import Looking
-from comfy_runner.weights.bringing.tasks import Brought, File, Group, Lead, Means, Task, raise_lost
+from comfy_runner.weights.bringing.tasks import (
+    Brought,
+    File,
+    Group,
+    Lead,
+    Means,
+    Task,
+    raise_lost,
+    raise_refused,
+)
 from comfy_runner.weights.weight import Weight
 
 log = logging.getLogger(__name__)
@@ -34,7 +43,7 @@ class Bringing:
         self._lock = threading.Lock()
         self._lost = False
         """Whether a weight cannot be had, so that all the others are of no use now."""
-        self._problems: list[Problem] = []
+        self._refusals: list[CallerError] = []
         self._released = False
         self._keeping = Keeping(means)
         self._looking = Looking(means, self._keeping)
@@ -50,8 +59,8 @@ class Bringing:
         Nothing is transferred before each weight has a place that answers. What has come stays,
         and what has come in part is gone on with another time.
 
-        Raises: `DownloadFailed` with every failure; `InvalidInput` for addresses that do not hold;
-        `Cancelled`.
+        Raises: `DownloadFailed` with every failure; `InvalidInput` for addresses that do not hold,
+        `Refused` for those that must not be asked; `Cancelled`.
         """
         remaining = list(tasks)
         with closing(self._looking):
@@ -59,10 +68,9 @@ class Bringing:
                 try:
                     self._fetch(self._looking.find_all(remaining))
                 except Cancelled:
-                    if not self._lost and not self._problems:
+                    if not self._lost and not self._refusals:
                         raise
-                if self._problems:
-                    raise InvalidInput(dict.fromkeys(self._problems))
+                raise_refused(self._refusals)
                 raise_lost(remaining)
                 self._means.check_stop()
                 remaining = [task for task in remaining if not task.name]
@@ -115,7 +123,7 @@ class Bringing:
     def _is_there(self, lead: Lead) -> bool:
         """Whether somebody has brought it meanwhile; its task has its names then."""
         task, wanted = lead.task, lead.task.wanted
-        if isinstance(wanted, Weight) and self._means.folders.holds(wanted):
+        if isinstance(wanted, Weight) and self._keeping.holds(wanted):
             task.name = wanted.name
             return True
         return self._looking.is_known(task) or self._looking.is_kept(lead)
@@ -227,12 +235,12 @@ class Bringing:
                 try:
                     task.refuse(refusal)
                 except CallerError as err:
-                    self._problems += err.problems
+                    self._refusals.append(err)
         self._stop_if_lost(leads)
 
     def _stop_if_lost(self, leads: Collection[Lead]) -> None:
         self._lost = self._lost or any(lead.task.lost for lead in leads)
-        if self._lost or self._problems:
+        if self._lost or self._refusals:
             self._means.stop.set()
 
 

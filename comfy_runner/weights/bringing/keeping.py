@@ -81,6 +81,15 @@ class Keeping:
         self.give_names(task, found, name)
         return True
 
+    def holds(self, wanted: Weight) -> bool:
+        """Whether a weight stands in all its folders; what the store has of it is pinned first."""
+        means = self._means
+        for folder in wanted.folders:
+            known = means.objects.named(folder, wanted.name)
+            if known is not None:
+                self.pin(known.id)
+        return means.folders.holds(wanted)
+
     def pin(self, identity: str) -> None:
         """Keep an object, there or still to come, until the pins are closed."""
         with self._lock:
@@ -88,29 +97,46 @@ class Keeping:
 
     def remember(self, lead: Lead, kept: Object, name: str) -> None:
         """Note where an object came from, for the next one who wants it from there."""
-        objects, place, wanted = self._means.objects, lead.place, lead.task.wanted
+        objects, place = self._means.objects, lead.place
         if lead.remote is None and not place.immutable:
             return  # a file of this machine changes without anybody telling
         private = lead.is_private
         known = objects.recall(lead.identity)
         if known is not None and (known.object_id, known.version) == (kept.id, lead.version):
             private = private and known.private  # who has a token does not make it secret again
-        identities = [(lead.identity, place.immutable)]
-        if isinstance(wanted, Addressed) and canonical(wanted.address) != place.identity:
-            identities.append((_asked(wanted), False))
+        self._note_origin(lead.identity, lead, kept, name, private, immutable=place.immutable)
+        if page := _page_of(lead):
+            self._note_origin(page, lead, kept, name, private)
         if not private:
-            identities.append((_public(kept.id), False))
+            self._note_origin(_public(kept.id), lead, kept, name, private)
+
+    def remember_page(self, lead: Lead, known: Origin) -> None:
+        """Note that an address leads to what is known, as its host has just said of it."""
+        kept = self._means.objects.get(known.object_id)
+        if kept is not None and (page := _page_of(lead)):
+            self._note_origin(page, lead, kept, known.file_name, known.private)
+
+    def _note_origin(
+        self,
+        identity: str,
+        lead: Lead,
+        kept: Object,
+        name: str,
+        private: bool,
+        *,
+        immutable: bool = False,
+    ) -> None:
+        """Note where an object came from; what the disk refuses is only logged."""
         try:
-            for identity, immutable in identities:
-                objects.remember(
-                    identity,
-                    lead.version,
-                    kept,
-                    file_name=name,
-                    private=private,
-                    immutable=immutable,
-                    shown=place.shown,
-                )
+            self._means.objects.remember(
+                identity,
+                lead.version,
+                kept,
+                file_name=name,
+                private=private,
+                immutable=immutable,
+                shown=lead.place.shown,
+            )
         except DownloadFailed as err:  # it is in place all the same
             log.warning("%s", err)
 
@@ -154,6 +180,14 @@ class Keeping:
             (asked.scheme, asked.netloc) == (own.scheme, own.netloc)
             for own in map(urlsplit, (hosts.hf, hosts.civitai))
         )
+
+
+def _page_of(lead: Lead) -> str:
+    """What the address is remembered by where a host had to say what it leads to; else empty."""
+    wanted = lead.task.wanted
+    if not isinstance(wanted, Addressed) or canonical(wanted.address) == lead.place.identity:
+        return ""
+    return _asked(wanted)
 
 
 def _asked(wanted: Addressed) -> str:

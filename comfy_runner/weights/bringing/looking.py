@@ -7,21 +7,29 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
-from urllib.parse import quote, urlsplit
 
-from comfy_runner.errors import CallerError, DownloadFailed, HashMismatch, InvalidInput, Problem
+from comfy_runner.errors import CallerError, DownloadFailed, HashMismatch
 from comfy_runner.fetch.archives import promised
 from comfy_runner.fetch.download import Patience
 from comfy_runner.fetch.lines import Lines
-from comfy_runner.fetch.policy import OPEN, Policy
+from comfy_runner.fetch.policy import OPEN
 from comfy_runner.fetch.probe import Unreachable, probe
 from comfy_runner.fetch.transfer import Remote
 from comfy_runner.fetch.urls import scheme
 from comfy_runner.weights.bringing.keeping import Keeping
 from comfy_runner.weights.bringing.made_names import ending
-from comfy_runner.weights.bringing.tasks import Addressed, File, Lead, Means, Task, raise_lost
-from comfy_runner.weights.hosts.addresses import Address, HuggingFace, canonical, parse
-from comfy_runner.weights.hosts.locate import Place, locate, locate_source, wrong_folder
+from comfy_runner.weights.bringing.tasks import (
+    Addressed,
+    File,
+    Lead,
+    Means,
+    Task,
+    raise_lost,
+    raise_refused,
+)
+from comfy_runner.weights.hosts.addresses import Address, member_url, shown
+from comfy_runner.weights.hosts.locate import locate, locate_source, wrong_folder
+from comfy_runner.weights.hosts.places import Place
 from comfy_runner.weights.kept.objects import Origin
 from comfy_runner.weights.weight import Source, Weight
 
@@ -51,21 +59,21 @@ class Looking:
     def find_all(self, tasks: Sequence[Task]) -> list[Lead]:
         """The next usable source of each task; what the store can serve has its names then.
 
-        Raises: `DownloadFailed` with every failure; `InvalidInput` with every problem; `Cancelled`.
+        Raises: `DownloadFailed` with every failure; `InvalidInput` or `Refused` with every problem;
+        `Cancelled`.
         """
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="looking") as pool:
             futures = [pool.submit(self._find, task) for task in tasks]
-        problems: list[Problem] = []
+        refusals: list[CallerError] = []
         leads: list[Lead] = []
         for future in futures:
             try:
                 lead = future.result()
             except CallerError as err:
-                problems += err.problems
+                refusals.append(err)
             else:
                 leads += [lead] if lead is not None else []
-        if problems:
-            raise InvalidInput(dict.fromkeys(problems))
+        raise_refused(refusals)
         raise_lost(tasks)
         return leads
 
@@ -88,19 +96,34 @@ class Looking:
             source = task.sources[task.tried]
             task.tried += 1
             try:
-                lead = self._lead(task, source)
-                return lead if self._is_needed(lead) else None
+                return self._follow(task, source)
             except DownloadFailed as err:
                 task.fail(err)
             except CallerError as err:
                 task.refuse(err)
         return None
 
+    def _follow(self, task: Task, source: Source | Address) -> Lead | None:
+        """Where a source leads, where that must be fetched; None when the store serves the task.
+
+        Raises: as `_lead` and `_is_needed`.
+        """
+        try:
+            lead = self._lead(task, source)
+        except Unreachable:
+            # Its host says which file is meant; what it said last time has to do.
+            if isinstance(source, Source) or not self._use_unasked(
+                task, self._asked_before(task), shown(source)
+            ):
+                raise
+            return None
+        return lead if self._is_needed(lead) else None
+
     def is_known(self, task: Task) -> bool:
         """Whether the store serves a task without asking anybody anything."""
         wanted, keeping = task.wanted, self._keeping
         if isinstance(wanted, Addressed):
-            known = keeping.recall_address(wanted)
+            known = self._asked_before(task)
             return self._is_fresh(known) and self._use(task, known)
         # The manifest is its owner's word; a caller's hash does not give him another's file.
         if task.sha256 and keeping.use(task, task.sha256, wanted.name):
@@ -144,8 +167,9 @@ class Looking:
         return Lead(task=task, files=files)
 
     def _addressed_file(self, task: Task, wanted: Addressed, address: Address) -> File:
-        find = partial(self._locate, address, wanted.folder)
-        place = find()
+        find = partial(self._locate, address, wanted.folder, self._means.patience)
+        known = self._asked_before(task)
+        place = self._locate(address, wanted.folder, self._patience(known))
         if odd := wrong_folder(place.folder, wanted.folder):
             self._keeping.note(f"{place.shown}: {odd}")
         file = File(
@@ -171,22 +195,24 @@ class Looking:
             _expect(file, wanted.size, task.sha256, "Correct the manifest.")
         return file
 
-    def _locate(self, address: Address, folder: str) -> Place:
-        place = locate(address, folder=folder, **self._asking(self._means.policy))
+    def _locate(self, address: Address, folder: str, patience: Patience) -> Place:
+        asking = self._asking(replace(patience, policy=self._means.policy))
+        place = locate(address, folder=folder, **asking)
         if scheme(place.url) == "data" and not place.extract:
             return replace(place, extract=_archive_type(place.url))
         return place
 
     def _locate_source(self, source: Source) -> Place:
-        return locate_source(source, environment=self._means.environment, **self._asking(OPEN))
+        asking = self._asking(replace(self._means.patience, policy=OPEN))
+        return locate_source(source, environment=self._means.environment, **asking)
 
-    def _asking(self, policy: Policy) -> dict[str, Any]:
+    def _asking(self, patience: Patience) -> dict[str, Any]:
         means = self._means
         return {
             "hosts": means.hosts,
             "credentials": means.credentials,
             "cancelled": means.stop,
-            "patience": replace(means.patience, policy=policy),
+            "patience": patience,
         }
 
     # Whether it must be fetched
@@ -196,17 +222,16 @@ class Looking:
 
         Raises: `DownloadFailed` for a host that does not give a file; `InvalidInput`.
         """
-        means, keeping, task = self._means, self._keeping, lead.task
+        keeping, task = self._keeping, lead.task
         known = keeping.recall(lead)
-        if self._is_fresh(known) and self._use(task, known):
+        if known is not None and self._is_fresh(known) and self._use(task, known):
+            keeping.remember_page(lead, known)
             return False
-        patience = means.patience if known is None else replace(means.patience, retries=1)
         try:
-            self._look(lead, patience)
+            self._look(lead, self._patience(known))
         except Unreachable:
-            if known is None or known.private or not self._use(task, known):
+            if not self._use_unasked(task, known, lead.place.shown):
                 raise
-            keeping.note(f"{lead.place.shown} does not answer; what was fetched before is used.")
             return False
         return not self.is_kept(lead)
 
@@ -223,6 +248,23 @@ class Looking:
 
     def _is_fresh(self, known: Origin | None) -> bool:
         return known is not None and self._keeping.is_fresh(known)
+
+    def _asked_before(self, task: Task) -> Origin | None:
+        """What is remembered of an address that had to be looked up at its host."""
+        wanted = task.wanted
+        return self._keeping.recall_address(wanted) if isinstance(wanted, Addressed) else None
+
+    def _patience(self, known: Origin | None) -> Patience:
+        """With a host: little where the store can serve without it."""
+        patience = self._means.patience
+        return patience if known is None else replace(patience, retries=min(patience.retries, 1))
+
+    def _use_unasked(self, task: Task, known: Origin | None, place: str) -> bool:
+        """Whether what a host gave before serves a task, though it does not answer now."""
+        if known is None or known.private or not self._use(task, known):
+            return False
+        self._keeping.note(f"{place} does not answer; what was fetched before is used.")
+        return True
 
     def _use(self, task: Task, known: Origin | None) -> bool:
         return known is not None and self._keeping.use(task, known.object_id, known.file_name)
@@ -262,19 +304,6 @@ class Looking:
                     name = place.name or remote.name
                     ending(name, allow_pickles=self._means.allow_pickles, shown=place.shown)
         _compare(file, remote.size, remote.sha256, cure)
-
-
-def member_url(base: str, path: str, hf_endpoint: str) -> str:
-    """The URL of one file of a folder, whose own is `base`: a repository, or where it begins."""
-    kind = scheme(base)
-    if kind == "":
-        return f"{base.rstrip('/')}/{path}"
-    address = parse(base, hf_endpoint=hf_endpoint) if kind != "file" else None
-    if isinstance(address, HuggingFace) and not address.path:
-        inside = f"{address.directory}/{path}".lstrip("/")
-        return canonical(replace(address, directory="", path=inside))
-    parts = urlsplit(base)
-    return parts._replace(path=f"{parts.path.rstrip('/')}/{quote(path)}").geturl()
 
 
 def _expect(file: File, size: int | None, sha256: str | None, cure: str) -> None:

@@ -3,13 +3,9 @@
 from pathlib import PurePosixPath
 
 from comfy_runner.errors import InvalidInput, Problem
+from comfy_runner.fetch.endings import RUN_NO_CODE, WEIGHTS
 from comfy_runner.fetch.urls import clean_name
-from comfy_runner.weights.listing import EXTENSIONS
 
-SAFE = frozenset({".safetensors", ".sft", ".gguf"})
-"""Endings of weights whose loading runs no code of theirs."""
-UNSAFE = (EXTENSIONS - SAFE) | {".onnx", ".engine", ".pickle", ".h5", ".npy", ".npz", ".msgpack"}
-"""Endings of other weights."""
 FROM_ADDRESSES = "url"
 """Where in a model folder the weights stand that came from somebody's address."""
 
@@ -21,11 +17,9 @@ def ending(name: str, *, allow_pickles: bool, shown: str) -> str:
     `InvalidInput` (`unsafe_weight`) for a weight whose loading could run its code.
     """
     suffix = PurePosixPath(clean_name(name)).suffix
-    if suffix.lower() in SAFE:
-        return suffix
-    if suffix.lower() not in UNSAFE:
+    if suffix.lower() not in WEIGHTS:
         return ".safetensors"
-    if allow_pickles:
+    if suffix.lower() in RUN_NO_CODE or allow_pickles:
         return suffix
     raise InvalidInput(
         [
@@ -47,6 +41,6 @@ def made_name(name: str, identity: str) -> str:
     """
     clean = clean_name(name)
     suffix = PurePosixPath(clean).suffix
-    suffix = suffix if suffix.lower() in SAFE | UNSAFE else ""
+    suffix = suffix if suffix.lower() in WEIGHTS else ""
     stem = clean.removesuffix(suffix) if suffix else clean
     return f"{FROM_ADDRESSES}/{stem[:80]}-{identity[:12]}{suffix or '.safetensors'}"

@@ -12,12 +12,13 @@ from comfy_runner.errors import (
     Cancelled,
     DownloadFailed,
     HashMismatch,
+    InvalidInput,
 )
 from comfy_runner.fetch.download import Patience
 from comfy_runner.fetch.policy import OPEN, Policy
 from comfy_runner.fetch.transfer import Engine, Remote, Transfer
 from comfy_runner.weights.hosts.addresses import Address
-from comfy_runner.weights.hosts.locate import Hosts, Place
+from comfy_runner.weights.hosts.places import Hosts, Place
 from comfy_runner.weights.kept.objects import ObjectStore
 from comfy_runner.weights.listing import ModelFolders
 from comfy_runner.weights.progress import Meter
@@ -282,3 +283,11 @@ def raise_lost(tasks: Collection[Task]) -> None:
     every = list({str(failure): failure for failure in failures}.values())
     if every:
         raise joined(every)
+
+
+def raise_refused(refusals: Collection[CallerError]) -> None:
+    """Raises: their own kind of error with every problem; `InvalidInput` where they differ."""
+    problems = dict.fromkeys(problem for err in refusals for problem in err.problems)
+    kinds = {type(err) for err in refusals}
+    if problems:
+        raise (kinds.pop() if len(kinds) == 1 else InvalidInput)(problems)

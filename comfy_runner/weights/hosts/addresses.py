@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from dataclasses import replace
 from typing import assert_never
 from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode, urlsplit, urlunsplit
 
@@ -37,6 +38,7 @@ __all__ = [
     "Replicate",
     "canonical",
     "is_immutable",
+    "member_url",
     "parse",
     "shown",
 ]
@@ -132,6 +134,22 @@ def is_immutable(address: Address) -> bool:
             return False
         case _:
             assert_never(address)
+
+
+def member_url(base: str, path: str, hf_endpoint: str) -> str:
+    """The URL of one file of a folder, whose own is `base`: a repository, or where it begins.
+
+    `base` may also be a `file:` URL or a relative path. Raises: as `parse`.
+    """
+    kind = scheme(base)
+    if kind == "":
+        return f"{base.rstrip('/')}/{path}"
+    address = parse(base, hf_endpoint=hf_endpoint) if kind != "file" else None
+    if isinstance(address, HuggingFace) and not address.path:
+        inside = f"{address.directory}/{path}".lstrip("/")
+        return canonical(replace(address, directory="", path=inside))
+    parts = urlsplit(base)
+    return parts._replace(path=f"{parts.path.rstrip('/')}/{quote(path)}").geturl()
 
 
 AUTHORITY = re.compile(r"[A-Za-z0-9._~%!$&'()*+,;=:@\[\]-]+")

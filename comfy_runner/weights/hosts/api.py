@@ -1,7 +1,6 @@
 """Small questions to the hosts of weights: JSON in bounded answers, and what a refusal means."""
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import Event
@@ -11,20 +10,18 @@ import requests
 
 from comfy_runner.errors import DownloadFailed
 from comfy_runner.fetch.answers import (
-    BROKEN,
     BUSY,
     Attempts,
+    Interrupted,
     ask,
-    reason,
+    persist,
     retry_after,
     signed_on,
-    wait,
 )
 from comfy_runner.fetch.download import Patience
+from comfy_runner.fetch.probe import Unreachable
 from comfy_runner.fetch.transport import interruptible_session
 from comfy_runner.fetch.urls import redacted
-
-log = logging.getLogger(__name__)
 
 MAX_ANSWER = 10_000_000
 """Most bytes of an answer: repositories with thousands of files have a few million."""
@@ -74,7 +71,8 @@ class HostApi:
     def read(self, url: str, refusal: Refusal) -> Mapping[str, Any]:
         """The JSON object that a URL answers with.
 
-        Raises: `DownloadFailed`, also for an answer that is no JSON object; `Cancelled`.
+        Raises: `DownloadFailed`, also for an answer that is no JSON object; its kind `Unreachable`
+        where no answer could be had; `InvalidInput` for a URL that cannot be used; `Cancelled`.
         """
         _, body = self._get(url, "application/json", refusal, body=True)
         try:
@@ -91,42 +89,46 @@ class HostApi:
 
     def _get(self, url: str, accept: str, refusal: Refusal, *, body: bool) -> tuple[str, bytes]:
         patience = self._patience
-        attempts = Attempts(patience.retries, patience.backoff)
+        timeout = (patience.connect, patience.stall)
         bare, authorization = signed_on(url, self._credentials)
         shown = redacted(bare)
 
         def refuse(why: str) -> NoReturn:
             raise DownloadFailed(f"{shown} could not be asked: {why}")
 
+        def give_up(why: str) -> NoReturn:
+            raise Unreachable(f"{shown} could not be asked: {why}")
+
+        def attempt() -> tuple[str, bytes]:
+            answer = ask(
+                session,
+                bare,
+                {"Accept": accept},
+                authorization=authorization,
+                timeout=timeout,
+                refuse=refuse,
+            )
+            with answer.response as response:
+                status = response.status_code
+                if status in BUSY:
+                    busy = f"the server is busy or broken (HTTP {status})."
+                    raise Interrupted(busy, retry_after(response.headers))
+                if status != 200:  # noqa: PLR2004
+                    told = refusal.text(status, signed=bool(authorization))
+                    raise DownloadFailed(f"{told[0].upper()}{told[1:]}")
+                return response.url, _bounded(response, shown) if body else b""
+
         with interruptible_session(self._cancelled, patience.policy) as session:
-            while True:
-                asked_again: float | None = None
-                try:
-                    answer = ask(
-                        session,
-                        bare,
-                        {"Accept": accept},
-                        authorization=authorization,
-                        timeout=(patience.connect, patience.stall),
-                        refuse=refuse,
-                    )
-                    with answer.response as response:
-                        status = response.status_code
-                        if status in BUSY:
-                            why = f"the server is busy or broken (HTTP {status})."
-                            asked_again = retry_after(response.headers)
-                        elif status != 200:  # noqa: PLR2004
-                            told = refusal.text(status, signed=bool(authorization))
-                            raise DownloadFailed(f"{told[0].upper()}{told[1:]}")
-                        else:
-                            return response.url, _bounded(response, shown) if body else b""
-                except BROKEN as err:
-                    why = reason(err, connect=patience.connect, stall=patience.stall)
-                pause = attempts.failed(moved=False, retry_after=asked_again)
-                if pause is None:
-                    refuse(f"{why} Gave up after {attempts.stuck} attempts. Try again later.")
-                log.info("%s: %s Asking again.", shown, why)
-                wait(pause, self._cancelled, shown)
+            return persist(
+                attempt,
+                Attempts(patience.retries, patience.backoff),
+                url=url,
+                done=lambda: 0,
+                timeout=timeout,
+                cancelled=self._cancelled,
+                refuse=refuse,
+                give_up=give_up,
+            )
 
 
 def _bounded(response: requests.Response, shown: str) -> bytes:

@@ -1,11 +1,12 @@
 """Looking after the content store: what dead processes left, what is lost, what is broken."""
 
+import errno
 import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 
 STAGING_AGE = 86400.0
 """Seconds that an unfinished download waits to be gone on with."""
+
+DAMAGE = frozenset({errno.EIO, errno.EBADMSG})
+"""What the system says of a file whose bytes are lost; most other faults pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +92,15 @@ class Leftovers:
         )
 
     def remove(self, shelf: Shelf) -> bool:
-        """Remove it unless somebody works on it; whether it is gone."""
+        """Remove it unless somebody works on it, or has done so since; whether it is gone."""
         lock = shelf.locks / f"{self.key}.lock"
         with locks.held_if_free(lock) as free:
-            if free:
-                for path in self.paths:
-                    discard(path)
-            return free
+            now = _work(self.key, _staged(shelf).get(self.key, ()))
+            if not free or (now is not None and now.changed != self.changed):
+                return False
+            for path in now.paths if now is not None else ():
+                discard(path)
+            return True
 
 
 def tidy(shelf: Shelf, *, staging_age: float = STAGING_AGE) -> Collected:
@@ -114,20 +120,28 @@ def remove_locks(shelf: Shelf) -> int:
 
 def leftovers(shelf: Shelf) -> list[Leftovers]:
     """All unfinished work in the staging folder, the oldest first, whether it goes on or not."""
+    found = [_work(key, paths) for key, paths in _staged(shelf).items()]
+    return sorted(filter(None, found), key=lambda work: work.changed)
+
+
+def _staged(shelf: Shelf) -> dict[str, list[Path]]:
+    """What stands in the staging folder, by its key; what is only still to be deleted goes."""
     groups: dict[str, list[Path]] = {}
     for path in shelf.staging.iterdir():
         if path.name.startswith("gone-"):
             discard(path)
         else:
             groups.setdefault(path.name.partition(".")[0], []).append(path)
-    found = []
-    for key, paths in groups.items():
-        inside = [status for path in paths for status in _statuses(path)]
-        if inside:
-            size = sum(status.st_blocks * 512 for status in inside)
-            changed = max(status.st_mtime for status in inside)
-            found.append(Leftovers(key, tuple(paths), size, changed))
-    return sorted(found, key=lambda work: work.changed)
+    return groups
+
+
+def _work(key: str, paths: Collection[Path]) -> Leftovers | None:
+    """What belongs to a key as it is now; None when nothing of it is there any more."""
+    inside = [status for path in paths for status in _statuses(path)]
+    if not inside:
+        return None
+    size = sum(status.st_blocks * 512 for status in inside)
+    return Leftovers(key, tuple(paths), size, max(status.st_mtime for status in inside))
 
 
 def entries(shelf: Shelf) -> list[Entry]:
@@ -153,53 +167,90 @@ def entries(shelf: Shelf) -> list[Entry]:
 
 def remove(shelf: Shelf, what: str) -> Entry:
     """See `ObjectStore.remove`."""
-    found = [entry for entry in entries(shelf) if what == entry.id or what in entry.names]
-    if not found:
-        text = f"The model store has no {what!r}."
-        hint = "`comfy-runner cache ls` shows what it has."
-        raise InvalidInput([Problem("not_in_store", text, hint)])
-    entry = found[0]
-    with shelf.changing(), locks.held_if_free(shelf.pin_file(entry.id)) as free:
-        if not free:
-            text, hint = f"{what} is in use by a run.", "Try again when the run has ended."
-            raise InvalidInput([Problem("in_use", text, hint)])
-        if what == entry.id or entry.names == (what,):
-            shelf.drop(entry.id)
-        else:
-            shelf.drop_name(what)
+    _find(shelf, what)  # a store that cannot be locked is told what it lacks, too
+    with shelf.changing():
+        # Only now: the name may have gone to another object, and the object got other names.
+        entry = _find(shelf, what)
+        with locks.held_if_free(shelf.pin_file(entry.id)) as free:
+            if not free:
+                text, hint = f"{what} is in use by a run.", "Try again when the run has ended."
+                raise InvalidInput([Problem("in_use", text, hint)])
+            if what == entry.id or entry.names == (what,):
+                shelf.drop(entry.id)
+            else:
+                shelf.drop_name(what)
     return entry
+
+
+def _find(shelf: Shelf, what: str) -> Entry:
+    """The object of an id or a name. Raises: `InvalidInput`."""
+    for entry in entries(shelf):
+        if what == entry.id or what in entry.names:
+            return entry
+    text = f"The model store has no {what!r}."
+    hint = "`comfy-runner cache ls` shows what it has."
+    raise InvalidInput([Problem("not_in_store", text, hint)])
 
 
 def verify(shelf: Shelf) -> Iterator[Finding]:
     """Read every object again; a broken one goes with all its names, unless a run uses it."""
     for row in shelf.index.objects():
         names = tuple(name.path for name in shelf.index.names(row.id))
-        fault = _fault(shelf, row.id)
-        removed = bool(fault) and shelf.writable and _remove_broken(shelf, row.id)
+        seen = _seen(shelf, row.id)
+        fault, is_damaged = _fault(shelf, row.id)
+        removed: bool | None = False
+        if fault:
+            removed = _remove_broken(shelf, row.id, seen, is_damaged=is_damaged)
+        if removed is None:
+            continue
         if fault:
             log.warning("The model object %s is broken: %s", row.id, fault)
         yield Finding(row.id, names, fault, removed)
 
 
-def _fault(shelf: Shelf, identity: str) -> str:
+def _fault(shelf: Shelf, identity: str) -> tuple[str, bool]:
+    """What is wrong with an object, if anything, and whether that is no passing trouble."""
     path = shelf.objects / identity
     with shelf.pinned([identity]):
         try:
             found = digest(path)
         except FileNotFoundError:
-            return "it is gone."
+            return "it is gone.", True
         except UnfitTree as err:
-            return str(err)
+            return str(err), True
         except OSError as err:
-            return f"it cannot be read: {err.strerror}."
-    return "" if found == identity else f"its content has the hash {found} now."
+            return f"it cannot be read: {err.strerror}.", err.errno in DAMAGE
+    return ("", False) if found == identity else (f"its content has the hash {found} now.", True)
 
 
-def _remove_broken(shelf: Shelf, identity: str) -> bool:
-    with shelf.changing(), locks.held_if_free(shelf.pin_file(identity)) as free:
+def _remove_broken(
+    shelf: Shelf, identity: str, seen: tuple[int, ...] | None, *, is_damaged: bool
+) -> bool | None:
+    """Remove a broken object unless a run uses it; whether it was removed.
+
+    None when it is no more what was `seen`, as reading takes long: others have removed it, or put
+    a sound one in its place.
+    """
+    with ExitStack() as stack:
+        if shelf.writable:
+            stack.enter_context(shelf.changing())
+        if shelf.index.find(identity) is None or _seen(shelf, identity) != seen:
+            return None
+        if not shelf.writable or not is_damaged:
+            return False
+        free = stack.enter_context(locks.held_if_free(shelf.pin_file(identity)))
         if free:
             shelf.drop(identity)
         return free
+
+
+def _seen(shelf: Shelf, identity: str) -> tuple[int, ...] | None:
+    """What tells the file or folder of an object from one that came later; None without one."""
+    try:
+        status = (shelf.objects / identity).lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _match_objects(shelf: Shelf) -> tuple[int, int]:
@@ -239,9 +290,9 @@ def _forget_name(shelf: Shelf, row: NameRow) -> None:
     """Remove a link of ours that leads nowhere: ComfyUI would list it and fail to load it."""
     target = shelf.models / row.path
     if target.is_symlink() and not target.exists():
-        leads = target.parent.resolve() / target.readlink()
-        if leads.name == row.object_id:
-            target.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # a person may take it away as well
+            if target.readlink().name == row.object_id:
+                target.unlink()
 
 
 def _statuses(path: Path) -> Iterator[os.stat_result]:

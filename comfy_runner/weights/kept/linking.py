@@ -1,6 +1,7 @@
 """Giving an object of the content store a name in a model folder, in one step."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -84,10 +85,14 @@ def _what_stays(shelf: Shelf, row: NameRow, *, replace: bool) -> NameRow | None:
             return row
         if _is_ours_or_free(shelf, row.path):
             return None
-    # What stands there is no business of the store, so nobody changes it meanwhile.
-    if same_content(target, shelf.objects / row.object_id, row.object_id):
-        return NameRow(row.path, row.object_id, mark_of(target), owned=False)
-    if not replace:
+    # It is no business of the store, so the store does not change it while it is read; a person
+    # may: the mark must be that of the bytes that were read.
+    with suppress(FileNotFoundError):
+        mark = mark_of(target)
+        same = same_content(target, shelf.objects / row.object_id, row.object_id)
+        if same and mark == mark_of(target):
+            return NameRow(row.path, row.object_id, mark, owned=False)
+    if not replace and os.path.lexists(target):
         _refuse(target, row.path)
     return None
 

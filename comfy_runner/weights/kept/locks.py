@@ -99,6 +99,26 @@ def held_if_free(path: Path) -> Iterator[bool]:
 
 def is_held(path: Path) -> bool:
     """Whether anybody holds the lock, shared or not; looks without making the file."""
+    held = _seems_held(path)
+    for _ in range(LOOKS):
+        if held:
+            # Somebody else who looks at this moment is nobody who holds it.
+            time.sleep(FIRST_TICK)
+            held = _seems_held(path)
+    return held
+
+
+def remove_if_free(path: Path) -> bool:
+    """Remove a lock's file unless somebody holds the lock; whether it was removed."""
+    with suppress(FileNotFoundError), held_if_free(path) as free:
+        if free:
+            path.unlink()
+            return True
+    return False
+
+
+def _seems_held(path: Path) -> bool:
+    """Whether the lock is not free just now, be it only because another one looks as well."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
@@ -109,15 +129,6 @@ def is_held(path: Path) -> bool:
         return True
     finally:
         os.close(descriptor)
-    return False
-
-
-def remove_if_free(path: Path) -> bool:
-    """Remove a lock's file unless somebody holds the lock; whether it was removed."""
-    with suppress(FileNotFoundError), held_if_free(path) as free:
-        if free:
-            path.unlink()
-            return True
     return False
 
 

@@ -160,17 +160,19 @@ class ObjectStore:
                 )
             return self._add(path, sha256)
 
-    def add_tree(self, folder: Path) -> Object:
+    def add_tree(self, folder: Path, *, pin: Callable[[str], None] = lambda _: None) -> Object:
         """Take over a folder, best one in `staging`: it is gone from `folder` afterwards.
 
-        All files are read. Raises: `DownloadFailed` for links and special files, and for a folder
-        without files.
+        All files are read. `pin` is called with the id before others can see the object, which
+        they may evict as soon as it is there. Raises: `DownloadFailed` for links and special
+        files, and for a folder without files.
         """
         with self._shelf.storing(folder.name):
             try:
                 identity = digest(folder)
             except UnfitTree as err:
                 raise DownloadFailed(f"The folder {folder.name} cannot be kept: {err}") from err
+            pin(identity)
             return self._add(folder, identity)
 
     def _add(self, path: Path, identity: str) -> Object:

@@ -236,12 +236,17 @@ class Shelf:
         """
         objects = {}
         files: dict[tuple[int, int], list[tuple[str, str]]] = {}
+        standing: list[Path] = []
         with suppress(FileNotFoundError, NotADirectoryError):
-            for path in self.objects.iterdir():
-                if not ID.fullmatch(path.name) or (found := measure(path)) is None:
-                    continue
-                objects[path.name] = ObjectRow(path.name, *found, path.stat().st_mtime)
-                inside = [("", path.stat())] if found[0] == "file" else members(path)
+            standing += self.objects.iterdir()
+        for path in standing:
+            if not ID.fullmatch(path.name) or (found := measure(path)) is None:
+                continue
+            # Who cannot write holds no lock, and others may remove an object meanwhile.
+            with suppress(FileNotFoundError):
+                own = path.lstat()
+                inside = [("", own)] if found[0] == "file" else [*members(path)]
+                objects[path.name] = ObjectRow(path.name, *found, own.st_mtime)
                 for member, status in inside:
                     key = status.st_dev, status.st_ino
                     files.setdefault(key, []).append((path.name, member))

@@ -15,7 +15,8 @@ from comfy_runner.fetch.probe import probe
 from comfy_runner.fetch.urls import redacted, scheme
 from comfy_runner.weights.hosts import addresses
 from comfy_runner.weights.hosts.api import HostApi, Refusal, malformed
-from comfy_runner.weights.hosts.locate import Hosts, Place, locate_source
+from comfy_runner.weights.hosts.locate import locate_source
+from comfy_runner.weights.hosts.places import Hosts, Place
 from comfy_runner.weights.manifests.schema import HASH, RELATIVE
 from comfy_runner.weights.weight import Member, Source
 
