@@ -14,7 +14,7 @@ from comfy_runner.serving import prediction as serving
 class Predictor(BaseRunner):
     def setup(self) -> None:
         """Boot ComfyUI."""
-        serving.show_log()
+        serving.prepare()
         self.runner = Runner(Config.from_environment())
         self.runner.start()
 

@@ -12,28 +12,13 @@ from typing import Any
 
 import psutil
 import pytest
-from cog_server import CogServer, Reply
+from cog_server import PROJECT, READY, CogServer, Reply, settings
 from fakes.file_server import FileServer, running
-from graphs import HERE, bundled, node, picture, quick_and_slow
+from graphs import bundled, node, picture, quick_and_slow
 from loras import lora, workflow
 from PIL import Image
 
-from comfy_runner.config import Config
-
-PROJECT = HERE.parent
-READY = 180.0
 SLOW = {"1": node("TestSleep", "Slow", seconds=60.0, interruptible=True)}
-
-
-def settings(home: Path) -> dict[str, str]:
-    return {
-        "COMFY_RUNNER_HOME": str(home),
-        "COMFY_RUNNER_COMFYUI": str(Config.from_environment().comfyui),
-        "COMFY_RUNNER_CUSTOM_NODES": str(HERE / "custom_nodes"),
-        "COMFY_RUNNER_DEVICE": "cpu",
-        "COMFY_RUNNER_PRIVATE_ADDRESSES": "1",
-        "OMP_NUM_THREADS": "1",
-    }
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +35,12 @@ def server(
     hub: FileServer,
 ) -> Iterator[CogServer]:
     """The served model, ready."""
-    mirror = {"COMFY_RUNNER_HF_ENDPOINT": hub.url("").rstrip("/")}
-    with CogServer(PROJECT, settings(tmp_path_factory.mktemp("home")) | mirror) as server:
+    environment = settings(
+        tmp_path_factory.mktemp("home"),
+        COMFY_RUNNER_HF_ENDPOINT=hub.url("").rstrip("/"),
+        COMFY_RUNNER_PRIVATE_ADDRESSES="1",
+    )
+    with CogServer(PROJECT, environment) as server:
         server.wait_ready(READY)
         yield server
 
@@ -121,6 +110,13 @@ def test_prompt_and_seed_reach_the_picture_and_are_told(server: CogServer) -> No
     assert metrics["seed"] == str(2**63)
     assert metrics["outputs"] == 1
     assert metrics["progress"] == 1.0
+
+
+def test_a_whole_number_may_be_written_as_a_float(server: CogServer) -> None:
+    """JSON Schema calls 2.0 an integer, and some languages write all their numbers so."""
+    reply = predict(server, bundled("text_to_picture"), seed=2.0, output_quality=100.0)
+    assert len(succeeded(reply)) == 1
+    assert reply.body["metrics"]["seeds"] == {"7.seed": 2}
 
 
 def test_the_workflow_may_be_a_data_uri_or_an_upload(server: CogServer) -> None:

@@ -9,6 +9,7 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from threading import TIMEOUT_MAX
 from typing import Any
 
 import cog
@@ -121,6 +122,19 @@ def test_plain_inputs_go_where_they_belong() -> None:
         reset_cache=True,
         timeout=12.5,
     )
+
+
+def test_whole_numbers_are_integers_however_they_are_written() -> None:
+    """2.0 is an integer to JSON Schema, and Cog 0.23 hands it over as the float that it was."""
+    made = request(seed=1e19, output_quality=50.0)
+    assert (made.seed, made.output_quality) == (10**19, 50)
+    assert {type(made.seed), type(made.output_quality)} == {int}
+
+
+def test_a_time_longer_than_any_is_a_limit_too(server: FileServer, upload: Upload) -> None:
+    url = server.serve("workflow.json", DOCUMENT.encode())
+    made = request(workflow_json=url, input_file=upload(b"1"), timeout=1e308)
+    assert made.timeout == TIMEOUT_MAX
 
 
 def test_the_workflow_comes_as_text_data_uri_url_or_file(

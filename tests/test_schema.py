@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from cog_server import CogServer, ServerFailed
+from cog_server import CogServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -471,54 +471,3 @@ def test_outputs_are_streamed(server: CogServer) -> None:
     assert [name for name, _ in events if name != "log"] == ["start", "output", "completed"]
     assert dict(events)["output"] == {"chunk": PICTURE, "index": 0}
     assert dict(events)["completed"]["status"] == "succeeded"
-
-
-# The server in `with`
-
-SLOW = """
-import time
-from typing import Iterator
-import cog
-
-class Predictor(cog.BaseRunner):
-    @cog.streaming
-    def run(self, seconds: float = 60.0) -> Iterator[str]:
-        yield "started"
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            time.sleep(0.02)
-        yield "done"
-"""
-
-
-def test_a_running_prediction_can_be_cancelled_and_the_next_one_runs(project: Path) -> None:
-    (project / "predict.py").write_text(SLOW, "utf-8")
-    schema.write(project)
-    with CogServer(project) as server:
-        server.wait_ready(60)
-        events = server.stream({}, prediction_id="one")
-        assert next(event for event in events if event[0] == "output")[1]["chunk"] == "started"
-        assert server.cancel("one") == 200
-        name, last = list(events)[-1]
-        assert (name, last["status"], last["output"]) == ("completed", "canceled", ["started"])
-        assert server.predict({"seconds": 0}).body["output"] == ["started", "done"]
-        assert server.cancel("one") == 404
-        group = server.pid
-    with pytest.raises(ProcessLookupError):
-        os.killpg(group, 0)
-
-
-def test_a_failed_setup_is_told_at_once_with_its_message(project: Path) -> None:
-    failing = SLOW + "\n    def setup(self):\n        raise RuntimeError('no weights here')\n"
-    (project / "predict.py").write_text(failing, "utf-8")
-    schema.write(project)
-    with CogServer(project) as server, pytest.raises(ServerFailed, match="no weights here"):
-        server.wait_ready(60)
-
-
-def test_a_server_that_ends_is_told_at_once_with_its_last_lines(project: Path) -> None:
-    with (
-        CogServer(project, {"COG_PREDICT_TYPE_STUB": ""}) as server,
-        pytest.raises(ServerFailed, match="COG_PREDICT_TYPE_STUB"),
-    ):
-        server.wait_ready(60)

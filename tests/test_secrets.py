@@ -16,17 +16,14 @@ from urllib.parse import quote
 import psutil
 import pytest
 import requests
-from cog_server import CogServer, Reply
+from cog_server import PROJECT, READY, CogServer, Reply, settings
 from fakes.file_server import FileServer, running
-from graphs import HERE, node
+from graphs import node
 from loras import lora, workflow
 from PIL import Image
 from program import Program
 
 from comfy_runner.config import Config
-
-PROJECT = HERE.parent
-READY = 180.0
 
 GIVEN: Mapping[str, str] = {
     "hf_token": "hf_tokenfaceEJ7Q",
@@ -162,22 +159,18 @@ class Served:
 @pytest.fixture(scope="module")
 def served(
     tmp_path_factory: pytest.TempPathFactory,
-    comfyui_tree: Path,
+    comfyui_tree: Path,  # noqa: ARG001
 ) -> Iterator[Served]:
     """The served model, ready, with our own secrets in its environment."""
     home, temporary = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("temporary")
     with running() as files:
-        environment = {
-            "COMFY_RUNNER_HOME": str(home),
-            "COMFY_RUNNER_COMFYUI": str(comfyui_tree),
-            "COMFY_RUNNER_CUSTOM_NODES": str(HERE / "custom_nodes"),
-            "COMFY_RUNNER_DEVICE": "cpu",
-            "COMFY_RUNNER_HF_ENDPOINT": files.url("").rstrip("/"),
-            "COMFY_RUNNER_PRIVATE_ADDRESSES": "1",
-            "OMP_NUM_THREADS": "1",
-            "TMPDIR": str(temporary),
+        environment = settings(
+            home,
+            COMFY_RUNNER_HF_ENDPOINT=files.url("").rstrip("/"),
+            COMFY_RUNNER_PRIVATE_ADDRESSES="1",
+            TMPDIR=str(temporary),
             **OURS,
-        }
+        )
         with CogServer(PROJECT, environment) as server:
             server.wait_ready(READY)
             yield Served(server, files, Addresses.on(files), home, temporary)
@@ -189,6 +182,7 @@ def inputs(served: Served, **more: Any) -> dict[str, Any]:
         "workflow_json": served.addresses.workflow,
         "inputs": json.dumps(served.addresses.values()),
         "input_file": served.addresses.data,
+        "input_files": [served.addresses.picture],
         "hf_token": GIVEN["hf_token"],
         "civitai_token": GIVEN["civitai_token"],
         "seed": 1,
@@ -403,20 +397,17 @@ def test_nothing_with_a_secret_is_left_behind(served: Served) -> None:
     assert found_in(json.dumps(served.server.health())) == set()
 
 
+@pytest.mark.parametrize("place", ["inputs", "input_file", "input_files", "workflow_file"])
 @pytest.mark.parametrize(
-    "place",
-    [
-        "inputs",
-        # Cog 0.23 fetches these itself, before anything of ours runs, and repeats what requests
-        # says: `cog/types.py` URLPath.convert.
-        pytest.param("input_file", marks=pytest.mark.xfail(strict=True, reason="Cog tells it")),
-        pytest.param("workflow_file", marks=pytest.mark.xfail(strict=True, reason="Cog tells it")),
-    ],
+    "change", [("flow.json", "gone.json"), ("127.0.0.1:", "127.0.0.1:1"), ("127.0.0.1", "\u2100")]
 )
-def test_no_error_about_another_address_shows_a_secret(served: Served, place: str) -> None:
-    address = served.addresses.workflow.replace("flow.json", "gone.json")
-    change = {place: address} | ({"workflow_json": ""} if place == "workflow_file" else {})
-    reply = served.server.predict(inputs(served, **change), timeout=120)
+def test_no_error_about_another_address_shows_a_secret(
+    served: Served, place: str, change: tuple[str, str]
+) -> None:
+    address = served.addresses.workflow.replace(*change)
+    given: dict[str, Any] = {place: [address] if place == "input_files" else address}
+    given |= {"workflow_json": ""} if place == "workflow_file" else {}
+    reply = served.server.predict(inputs(served, **given), timeout=120)
     assert reply.body["status"] == "failed", reply.body
     assert found_in(told(reply)) == set()
 

@@ -4,12 +4,11 @@ import json
 import logging
 import math
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from threading import TIMEOUT_MAX
 from typing import Any
 
 from comfy_runner.config import Config
@@ -29,6 +28,7 @@ from comfy_runner.runs.media import OutputFormat
 from comfy_runner.runs.receipt import receipt_metrics
 from comfy_runner.runs.results import Output
 from comfy_runner.runs.run import Finished, Planned, Request, Update
+from comfy_runner.serving import uploads
 from comfy_runner.weights.progress import Downloading, Overall
 
 TOKEN_HOSTS = {"hf_token": "huggingface.co", "civitai_token": "civitai.com"}
@@ -45,8 +45,6 @@ FETCH_LINE_EVERY = 2.0
 
 
 DEFAULTS = Config()
-UPLOAD = re.compile(r"tmp[a-z0-9_]{8}")
-"""How the names begin that Cog gives to what it has fetched or decoded."""
 
 
 def request(
@@ -71,37 +69,55 @@ def request(
 ) -> Request:
     """The request that a prediction's inputs make; `tokens` are `cog.Secret`, see `TOKEN_HOSTS`.
 
-    `config` has the limits for what a request brings, and where its URLs may lead.
+    `config` has the limits for what a request brings, and where its URLs may lead. Those given
+    for files are fetched here.
 
-    Raises: `CallerError` for inputs that do not fit, `DownloadFailed` for a workflow's URL.
+    Raises: `CallerError` for inputs that do not fit, `DownloadFailed` and `TimedOut` for URLs.
     """
     started = time.monotonic()
-    patience = timeout or source.TIMEOUT
-    files = _all_given(input_files or ())
-    if input_file is not None:
-        file = _given(input_file, "input_file")
+    limit = timeout and min(timeout, TIMEOUT_MAX)  # no thread can wait for longer
+    patience = limit or source.TIMEOUT
+    if workflow_file is not None and workflow_json.strip():
+        raise _bad("workflow_file", "Both workflow_json and workflow_file are given.", "Give one.")
+    alone = {"workflow_file": workflow_file, "input_file": input_file}
+    given = {field: value for field, value in alone.items() if value is not None}
+    given |= {f"input_files[{number}]": value for number, value in enumerate(input_files or ())}
+    received = uploads.received(given, timeout=limit or config.run_timeout, config=config)
+    files = [
         # replicate/cog-comfyui lays its one file as `input` with the file's own ending.
-        files.insert(0, replace(file, alias=f"input{file.path.suffix.lower()}"))
+        replace(file, alias=f"input{file.path.suffix.lower()}") if field == "input_file" else file
+        for field, file in received.items()
+        if field != "workflow_file"
+    ]
     return Request(
-        document=_document(workflow_json, workflow_file, prefer, patience, config),
+        document=_document(workflow_json, received.get("workflow_file"), prefer, patience, config),
         values=_values(inputs, patience, config),
         files=numbered(files),
-        seed=seed,
+        # To JSON Schema 2.0 is an integer, and Cog 0.23 hands it over as a float.
+        seed=None if seed is None else int(seed),
         randomise_seeds=randomise_seeds,
         output_format=output_format,
-        output_quality=output_quality,
+        output_quality=int(output_quality),
         previews=return_temp_files,
         all_outputs=all_outputs,
         receipt=receipt,
         reset_cache=force_reset_cache,
-        timeout=timeout,
+        timeout=limit,
         started=started,
-        credentials={
-            host: token
-            for name, host in TOKEN_HOSTS.items()
-            if (token := _token(tokens.get(name), name))
-        },
+        credentials=credentials(tokens),
     )
+
+
+def credentials(tokens: Mapping[str, Any]) -> Mapping[str, str]:
+    """Host to the token that it is sent, from `cog.Secret`s by the names of `TOKEN_HOSTS`.
+
+    Raises: `InvalidInput`.
+    """
+    return {
+        host: token
+        for name, host in TOKEN_HOSTS.items()
+        if (token := _token(tokens.get(name), name))
+    }
 
 
 def printable(text: str) -> str:
@@ -224,6 +240,15 @@ def metrics(update: Update) -> Mapping[str, Any]:
             return {}
 
 
+def prepare() -> None:
+    """Make the process ready for predictions: its log is shown, and Cog fetches nothing itself.
+
+    Raises: `StartFailed` with a Cog that cannot be kept from fetching.
+    """
+    show_log()
+    uploads.take_over()
+
+
 def show_log() -> None:
     """Print what the package and ComfyUI log, one line each, wherever `print` goes just then."""
     root = logging.getLogger()
@@ -269,7 +294,7 @@ def _exact(value: int) -> int | str:
 
 
 def _document(
-    workflow_json: str, workflow_file: object, prefer: Preference, timeout: float, config: Config
+    workflow_json: str, file: GivenFile | None, prefer: Preference, timeout: float, config: Config
 ) -> Mapping[str, Any]:
     """The workflow's graph, from wherever the caller has it."""
     given = workflow_json.strip()
@@ -279,13 +304,8 @@ def _document(
         "max_bytes": config.max_input_bytes,
         "policy": Policy.of(config),
     }
-    if workflow_file is not None:
-        if given:
-            raise _bad(
-                "workflow_file", "Both workflow_json and workflow_file are given.", "Give one."
-            )
-        path = _given(workflow_file, "workflow_file").path
-        return source.read(path, field="workflow_file", **limits)
+    if file is not None:
+        return source.read(file.path, field="workflow_file", **limits)
     if not given:
         raise InvalidWorkflow(
             [
@@ -330,44 +350,6 @@ def _token(secret: Any, field: str) -> str:
     if not re.fullmatch(r"[!-~]*", token):
         raise _bad(field, "It holds a character that no token has.", "Copy it again.")
     return str(token)
-
-
-def _all_given(paths: Sequence[object]) -> list[GivenFile]:
-    """The uploaded files. Raises: `InvalidInput` with every one that is none."""
-    files: list[GivenFile] = []
-    problems: list[Problem] = []
-    for number, path in enumerate(paths):
-        try:
-            files.append(_given(path, f"input_files[{number}]"))
-        except InvalidInput as err:
-            problems += err.problems
-    if problems:
-        raise InvalidInput(problems)
-    return files
-
-
-def _given(path: object, field: str) -> GivenFile:
-    """The uploaded file, under the name that the caller gave it.
-
-    Cog 0.23 passes any text that is no URL through as it came, so a path of this machine would be
-    read; what Cog itself made lies in the folder for temporary files, as `tmp`, eight characters,
-    and the name (`cog/types.py` URLPath.convert).
-
-    Raises: `InvalidInput`.
-    """
-    if not isinstance(path, Path):
-        raise _bad(field, "It is neither an uploaded file, an http(s) URL nor a data URI.")
-    folder = Path(tempfile.gettempdir()).resolve()
-    try:
-        fits = path.is_file() and not path.is_symlink() and path.resolve().parent == folder
-        fits = fits and re.match(UPLOAD, path.name) is not None
-    except OSError:  # a name that is too long
-        fits = False
-    if not fits:
-        raise _bad(field, "It is not an uploaded file.", "Send the file itself, or its URL.")
-    if path.stat().st_size == 0:
-        raise _bad(field, "It is empty: no byte of it arrived.", "Send it again.")
-    return GivenFile(path, re.sub(UPLOAD, "", path.name) or path.name)
 
 
 def _bad(field: str, what: str, hint: str = "") -> InvalidInput:
