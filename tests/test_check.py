@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from editor_files import with_probes
 from graphs import bundled, catalog, node, picture
 
 from comfy_runner.errors import Problem
@@ -36,6 +37,12 @@ def test_an_unknown_class_is_named_once_with_all_its_nodes() -> None:
     assert "'SaveImagee'" in problem.what
     assert problem.what.endswith("also needed by node 4.")
     assert "Did you mean 'SaveImage'" in problem.hint
+
+
+def test_a_link_from_a_node_of_an_unknown_class_is_not_judged_besides() -> None:
+    document = picture() | {"1": node("NoSuchClass")}
+    problem = only(document)
+    assert (problem.code, problem.node_id) == ("unknown_class_type", "1")
 
 
 def test_nodes_that_no_output_needs_are_not_judged() -> None:
@@ -142,6 +149,39 @@ def test_a_choice_that_is_none_is_refused_with_what_was_meant() -> None:
     problem = only(document)
     assert (problem.code, problem.input) == ("not_in_list", "sampler_name")
     assert "Did you mean 'euler'?" in problem.hint
+
+
+def test_where_there_is_nothing_to_choose_the_problem_says_so() -> None:
+    document = {
+        "1": node("ProbeWidgets", empty="x"),
+        "2": node("PreviewAny", source=["1", 0]),
+    }
+    found = [p for p in check(parse(document), with_probes()) if p.input == "empty"]
+    assert [(p.code, p.hint) for p in found] == [
+        ("not_in_list", "There is nothing to choose from."),
+    ]
+
+
+def test_a_limit_on_one_side_is_told_without_a_range() -> None:
+    document = {
+        "1": node("EmptyAudio", duration=1.0, sample_rate=48000, channels=1),
+        "2": node("TrimAudioDuration", audio=["1", 0], start_index=0.0, duration=-1.0),
+        "3": node("PreviewAny", source=["2", 0]),
+    }
+    problem = only(document)
+    assert (problem.what, problem.hint) == ("-1.0 is below the minimum 0.0.", "")
+
+
+@pytest.mark.parametrize(
+    ("class_type", "name", "says"),
+    [
+        ("LoadImage", "image", "5 is not the name of a file."),
+        ("UpscaleModelLoader", "model_name", "5 is not the name of a model."),
+    ],
+)
+def test_a_name_that_is_no_text_is_refused(class_type: str, name: str, says: str) -> None:
+    problem = only({"1": node(class_type, **{name: 5}), "2": node("PreviewAny", source=["1", 0])})
+    assert (problem.code, problem.input, problem.what) == ("wrong_type", name, says)
 
 
 def test_inputs_that_a_class_checks_itself_are_left_to_it() -> None:

@@ -3,15 +3,18 @@
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from graphs import catalog, picture
 from rich.console import Console
 
-from comfy_runner.console import Narration
+from comfy_runner.console import Narration, show_plan
 from comfy_runner.runs import events
 from comfy_runner.runs.plan import prepare
+from comfy_runner.runs.results import Output
 from comfy_runner.runs.run import Finished, Planned, Update
 from comfy_runner.weights.manifest import Manifest
 from comfy_runner.weights.progress import Downloading, Overall
@@ -122,6 +125,24 @@ def test_a_plan_and_the_end_are_lines_everywhere(terminal: bool) -> None:
     )
     assert "Run run-1: " in text
     assert "Done: 1 result, 4 of 9 nodes from the cache (fetch 0.00 s, run 1.00 s)." in text
+
+
+def test_a_result_is_a_line_in_a_pipe_and_no_bar(tmp_path: Path) -> None:
+    output = Output(tmp_path / "fox.png", "2", "Save it")
+    assert told(output, terminal=False) == "Made fox.png (node 2, Save it)\n"
+    assert screen(state(1, 10, 100), output) == screen(state(1, 10, 100))
+
+
+def test_the_notes_of_a_plan_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = prepare(
+        picture(), catalog=catalog(), manifest=Manifest(), on_disk=lambda _folder, _shape: ()
+    )
+    show_plan(replace(plan, notes=("Node 3 ([bold]Old[/]) is left out.",)), random_seeds=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "2 nodes would run.",
+        "Returns what node 2 (Save it, SaveImage) makes.",
+        "Node 3 ([bold]Old[/]) is left out.",
+    ]
 
 
 def test_the_log_stands_among_it_and_comfyui_s_lines_say_so() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from graphs import node, picture
 from PIL import Image
-from saved_files import MAKERS, avif, flac, glb, jpeg, latent, mp4, png, svg, webp
+from saved_files import MAKERS, avif, exif, exr, flac, glb, jpeg, latent, mp3, mp4, png, svg, webp
 
 from comfy_runner.comfyui.client import ComfyClient
 from comfy_runner.comfyui.process import ComfyProcess
@@ -113,6 +113,8 @@ class _Counted(io.BufferedReader):
         (flac({"artist": "me"}), "a FLAC recording without a workflow (its metadata: artist)"),
         (glb({"generator": "x"}), "a GLB model without a workflow (its metadata: generator)"),
         (latent({"title": "x"}), "a safetensors file without a workflow (its metadata: title)"),
+        (mp3(BOTH)[mp3(BOTH).index(b"\xff\xfb") :], "an MP3 recording with no metadata"),
+        (exr({})[:8] + b"name" * 64, "an EXR picture that cannot be read: its header is damaged."),
         (svg({"title": "1"}), "an SVG picture without a workflow (its metadata: title)"),
         (b"GIF89a\0\0", "a GIF picture, no workflow"),
         (b"ply\nformat ascii 1.0\n", "a PLY model, no workflow"),
@@ -137,6 +139,56 @@ def test_text_chunks_that_are_bombs_are_left_alone() -> None:
     assert "too big" in what(start + chunk(b"iTXt", b"prompt\0\1\0\0\0" + bomb) + end)
     huge = struct.pack(">I", 2**31) + b"tEXtprompt\0{"
     assert "2147 MB" in what(start + huge)
+
+
+def test_metadata_that_is_nested_without_end_is_told() -> None:
+    header = b'{"__metadata__": ' + b"[" * 200_000
+    said = what(struct.pack("<Q", len(header)) + header)
+    assert (
+        said == "It is a safetensors file that cannot be read: its metadata is nested too deeply."
+    )
+
+
+def test_a_jpeg_may_have_fill_bytes_and_segments_without_content() -> None:
+    content = jpeg(BOTH)
+    for between in (b"\xff", b"\xff\xff\xff", b"\xff\x01\xff\xd0"):
+        assert source.read(content[:2] + between + content[2:]) == GRAPH
+
+
+def test_both_graphs_may_stand_in_the_comment_of_a_jpeg() -> None:
+    comment = json.dumps(BOTH).encode()
+    segment = b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment
+    content = jpeg({})
+    content = content[:2] + segment + content[2:]
+    assert source.read(content) == GRAPH
+    assert source.read(content, prefer="workflow") == EDITOR
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    """A part of an AVIF picture."""
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+def test_the_metadata_of_an_avif_may_stand_in_its_own_box() -> None:
+    """As ISO/IEC 14496-12 has it: item 1 is EXIF, and its only extent is all of `idat`."""
+    block = bytes(4) + exif(BOTH).tobytes()
+    item = box(b"infe", struct.pack(">IHH4sx", 2 << 24, 1, 0, b"Exif"))
+    names = box(b"iinf", struct.pack(">IH", 0, 1) + item)
+    place = struct.pack(">I2sHHHHHII", 1 << 24, b"\x44\0", 1, 1, 1, 0, 1, 0, len(block))
+    meta = box(b"meta", bytes(4) + names + box(b"iloc", place) + box(b"idat", block))
+    start = box(b"ftyp", b"avif" + bytes(4))
+    wide = struct.pack(">I4sQ", 1, b"free", 16 + 5) + b"spare"
+    assert source.read(start + wide + meta) == GRAPH
+    endless = struct.pack(">I4s", 0, b"mdat")
+    assert what(start + endless + meta) == "It is an AVIF picture with no metadata."
+
+
+def test_a_graph_may_stand_in_what_windows_calls_the_comment() -> None:
+    made = Image.Exif()
+    made[0x9C9C] = f"prompt:{BOTH['prompt']}".encode("utf-16-le")
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG", exif=made)
+    assert source.read(file.getvalue()) == GRAPH
 
 
 def test_latin_1_is_read_where_it_is_no_utf_8() -> None:

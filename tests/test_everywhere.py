@@ -144,6 +144,22 @@ def test_the_source_of_a_link_without_a_type_has_one() -> None:
     assert images(file) == {"8": ["1", 0]}
 
 
+def test_a_source_outside_a_subgraph_has_the_type_of_its_input() -> None:
+    node = sender(3, ("anything", 1))
+    inner = subgraph(
+        "inner", [node, saver(8)], [(1, -10, 0, 3, 0, "*")], [("in", "IMAGE"), ("other", "MASK")]
+    )
+    links = [(1, 1, 0, 5, 0, "IMAGE")]
+    file = document([empty_image(1), ui(5, "inner", links={"in": 1})], links, [inner])
+    assert images(file) == {"5:8": ["1", 0]}
+
+
+def test_nodes_that_pass_on_each_other_spread_nothing() -> None:
+    file = spread(sender(3, ("anything", 6)), invert(5, 7, mode=4), invert(6, 6, mode=4), saver(8))
+    file["links"] += [[6, 5, 0, 6, 0, "IMAGE"], [7, 6, 0, 5, 0, "IMAGE"]]
+    assert images(file) == {"8": None}
+
+
 def test_a_closed_socket_and_a_node_that_wants_nothing_stay_open() -> None:
     closed = {"ue_properties": {**NEW, "input_ue_unconnectable": {"images": True}}}
     file = spread(
@@ -254,6 +270,22 @@ def test_groups_and_colours_restrict(rules: dict[str, Any], expected: set[str]) 
         ],
     )
     assert {key for key, link in images(file).items() if link} == expected
+
+
+@pytest.mark.parametrize("bounding", [[10**400, 0, 200, 300], [0, 0, 200], ["0", 0, 200, 300], 5])
+def test_a_group_without_a_place_has_no_nodes(bounding: Any) -> None:
+    file = spread(
+        sender(3, ("anything", 1), rules={"group_restricted": 1}, pos=[10, 50], **BOX),
+        saver(8, pos=[20, 100], **BOX),
+        groups=[{"title": "Nowhere", "bounding": bounding}],
+    )
+    assert images(file) == {"8": None}
+
+
+@pytest.mark.parametrize("odd", [10**400, "1", None, [1]])
+def test_a_rule_of_another_shape_is_no_rule(odd: Any) -> None:
+    rules = {"send_to_any": odd, "string_to_combo": odd, "group_restricted": odd}
+    assert images(spread(sender(3, ("anything", 1), rules=rules), saver(8))) == {"8": ["1", 0]}
 
 
 @pytest.mark.parametrize(
@@ -507,3 +539,24 @@ def test_old_senders_feed_what_only_bypassed_nodes_are_connected_to() -> None:
     file = spread(old(3, "Anything Everywhere", ("IMAGE", 1)), passed_by, save_image(8, 6))
     file["links"].append([6, 5, 0, 8, 0, "IMAGE"])
     assert images(file) == {"8": ["1", 0]}
+
+
+def test_a_tie_leaves_an_output_of_a_subgraph_open() -> None:
+    inner = subgraph(
+        "inner",
+        [
+            empty_image(10),
+            empty_image(11),
+            sender(3, ("anything", 1)),
+            sender(4, ("anything", 2), title="Second"),
+        ],
+        [(1, 10, 0, 3, 0, "IMAGE"), (2, 11, 0, 4, 0, "IMAGE")],
+        outputs=[("made", "IMAGE")],
+    )
+    file = document([ui(5, "inner"), save_image(9, 1)], [(1, 5, 0, 9, 0, "IMAGE")], [inner])
+    assert images(file) == {"9": None}
+    [note] = convert(file, catalog()).notes
+    assert note == (
+        "Output made of a subgraph is left open: nodes 3 (Anything Everywhere), 4 (Second) fit it"
+        " equally."
+    )

@@ -509,6 +509,27 @@ def test_a_file_called_like_that_folder_is_refused(inputs: InputFolder, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("film.m3u8", b"anything"),
+        ("FILM.Pls", b"anything"),
+        ("film.mp4", b"#EXTM3U\n#EXTINF:1,\n../neighbour.txt\n"),
+        ("film.mp4", b"\xef\xbb\xbf\n  ffconcat version 1.0\nfile ../neighbour.txt\n"),
+        ("sound.wav", b"[Playlist]\nFile1=../neighbour.txt\n"),
+    ],
+)
+def test_a_list_of_other_files_is_refused(
+    inputs: InputFolder, folder: Path, tmp_path: Path, name: str, content: bytes
+) -> None:
+    laid = inputs.lay([made(tmp_path, name, content)])
+    with pytest.raises(InvalidInput, match="It is a list of other files") as caught:
+        inputs.stage([need(name)], laid, Event())
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.input) == ("playlist", f"file {name}")
+    assert set(folder.iterdir()) == set(laid.values())
+
+
+@pytest.mark.parametrize(
     "name", ["x.png [output]", "a/b/[temp].png", "ü" * 99 + ".png", "🦊.webp", "noending", ".png"]
 )
 def test_staged_names_mean_nothing_to_comfyui(

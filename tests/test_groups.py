@@ -351,6 +351,18 @@ def test_a_reroute_may_pass_straight_through() -> None:
     assert blended(pipe, ["IMAGE"])["6"]["inputs"]["images"] == ["10", 0]
 
 
+def test_a_reroute_may_give_what_an_inner_node_makes() -> None:
+    inside = group([EMPTY, REROUTE], [(0, 0, 1, 0, 1, "IMAGE")], [(1, 0, "IMAGE")])
+    assert from_output(inside, 0) == ["9:7", 0]
+
+
+def test_a_primitive_that_has_no_widget_is_an_input() -> None:
+    inside = group([inner("PrimitiveNode", [3]), BLEND], [(0, 0, 1, 0, 1, "IMAGE")])
+    made = blended(inside, ["value", "image2"])
+    assert "image1" not in made["14:13"]["inputs"]
+    assert made["14:13"]["inputs"]["image2"] == ["11", 0]
+
+
 def test_a_primitive_inside_has_a_value_and_a_control_place() -> None:
     primitive = inner("PrimitiveNode", [3, "fixed"])
     blur = inner("ImageBlur", [1, 1.0], [("image", "IMAGE")], widgets=["blur_radius"])

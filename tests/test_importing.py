@@ -235,6 +235,12 @@ def test_tells_what_of_the_managers_list_it_does_not_take(entry: dict[str, Any])
     assert "A model is left out" in found.notes[0]
 
 
+def test_an_entry_of_the_managers_list_that_is_none_is_told() -> None:
+    found = from_manager({"models": [5, listed()]})
+    assert len(found.weights) == 1
+    assert found.notes == ("models[0] is no object.",)
+
+
 # cog-comfyui
 
 

@@ -194,6 +194,7 @@ def test_names_the_place_of_a_fault(change: dict[str, Any], place: str, text: st
         ({"version": 1, "weights": [], "bases": {"r8": "ftp://x"}}, "http or https"),
         ({"version": 1, "weights": [], "groups": {"a": ["loras/x"]}}, "no weight is called"),
         ({"version": 1, "weights": [], "groups": {"a": "x"}}, "must be a list"),
+        ({"version": 1, "weights": [], "groups": ["x"]}, "groups must be an object"),
     ],
 )
 def test_refuses_what_is_no_manifest(document: Any, text: str) -> None:

@@ -627,6 +627,22 @@ def test_load_video_does_not_take_an_old_button_for_a_number() -> None:
     assert (inputs["frame_load_cap"], inputs["select_every_nth"]) == (90, 1)
 
 
+@pytest.mark.parametrize("stored", [None, [], {}])
+def test_video_combine_without_values_has_its_defaults(stored: Any) -> None:
+    inputs = one(ui(13, "VHS_VideoCombine", stored))
+    assert (inputs["format"], inputs["save_output"]) == ("image/gif", True)
+    chosen = made({"format": [["video/h264-mp4"], {"formats": {"video/h264-mp4": H264}}]})
+    combine = catalog_of({"VHS_VideoCombine": chosen})
+    inputs = sent(document([ui(13, "VHS_VideoCombine", stored)]), combine)["13"]["inputs"]
+    assert (inputs["pix_fmt"], inputs["crf"], inputs["save_metadata"]) == ("yuv420p", 19, True)
+
+
+def test_other_nodes_of_video_helper_send_their_lists_by_position() -> None:
+    repeat = catalog_of({"VHS_DuplicateImages": made({"multiply_by": ["INT", {"default": 1}]})})
+    file = document([ui(13, "VHS_DuplicateImages", [4])])
+    assert sent(file, repeat)["13"]["inputs"] == {"multiply_by": 4}
+
+
 def test_load_images_skips_the_place_of_its_button() -> None:
     inputs = one(ui(13, "VHS_LoadImages", ["pictures", "image", 16, 2, 3]))
     assert inputs == {
@@ -664,6 +680,19 @@ def test_lora_manager_holds_to_its_text() -> None:
     loras = one(ui(40, "Lora Stacker (LoraManager)", stored))["loras"]["__value__"]
     assert [(lora["name"], lora["strength"]) for lora in loras] == [("a", 0.5), ("b", 0.7)]
     assert loras[1] == {"name": "b", "active": True, "strength": 0.7, "clipStrength": 0.2}
+
+
+@pytest.mark.parametrize("strength", ["1.2.3", "-", "9" * 400])
+def test_a_strength_that_javascript_cannot_send_is_null(strength: str) -> None:
+    [lora] = one(ui(40, "Lora Loader (LoraManager)", [f"<lora:a:{strength}>"]))["loras"][
+        "__value__"
+    ]
+    assert lora == {"name": "a", "active": True, "strength": None, "clipStrength": None}
+
+
+def test_lora_manager_reads_values_by_name() -> None:
+    inputs = one(ui(40, "Lora Stacker (LoraManager)", {"text": "<lora:a:1>", "loras": [LORA]}))
+    assert inputs == {"text": "<lora:a:1>", "loras": {"__value__": [LORA]}}
 
 
 def test_other_nodes_of_lora_manager_send_what_they_hold() -> None:
@@ -886,6 +915,13 @@ def test_random_unmuter_switches_one_input_on_and_says_which() -> None:
         assert f"chose node {live} (EmptyImage) of 3" in found.notes[0]
         chosen.add(live)
     assert chosen == {"2", "3", "4"}
+
+
+def test_random_unmuter_counts_a_node_once_and_passes_over_links_from_nowhere() -> None:
+    file = muted(switches=(2, 2, 3))
+    file["nodes"][6]["inputs"].append({"name": "in 9", "type": "*", "link": 99})
+    file["links"].append([99, 77, 0, 1, 9, "*"])
+    assert "of 2." in convert(file, catalog(), seed=1).notes[0]
 
 
 def test_random_unmuter_leaves_a_choice_alone() -> None:

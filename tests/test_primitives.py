@@ -26,6 +26,10 @@ def driven(
         ([None], 1),
         (["text"], "text"),
         (["700"], 700),
+        ([" 7e2"], 700),
+        ([" "], 1),
+        (["inf"], "inf"),
+        (["7_00"], "7_00"),
         ([True], 1),
         ([99_999], 16_384),
         ([-5], 1),
@@ -65,6 +69,7 @@ def test_a_widget_of_another_kind_takes_the_number_that_fits_the_first() -> None
         (0.555, "KSampler", "denoise", 0.56),
         (-3, "KSampler", "denoise", 0),
         (7.123456, "ProbeSink", "f", 7.1),
+        (float("inf"), "ProbeSink", "i", float("inf")),
         (1e300, "KSampler", "cfg", 100),
         (3, "ProbeWidgets", "n", 5),
         (None, "KSampler", "sampler_name", "euler"),
@@ -90,6 +95,9 @@ def test_a_number_stands_on_steps_that_all_have_in_common() -> None:
 def test_ranges_that_contradict_the_first_do_not_count() -> None:
     made = driven([77], sampler(2, "cfg", 1), sampler(3, "denoise", 2))
     assert (made["2"]["cfg"], made["3"]["denoise"]) == (77, 1)
+    steps = ui(3, "SDTurboScheduler", links={"steps": 2})  # at most 10, while a width is 16 or more
+    made = driven([77], ui(2, "EmptyLatentImage", links={"width": 1}), steps)
+    assert (made["2"]["width"], made["3"]["steps"]) == (80, 80)
 
 
 def sampler(node_id: int, name: str, link: int) -> dict[str, Any]:
@@ -201,3 +209,11 @@ def test_it_may_name_a_primitive_that_comes_later_and_its_value_in_range() -> No
 def test_links_from_it_that_end_nowhere_are_passed_over() -> None:
     links = [(1, 1, 0, 2, 0, "INT"), (2, 1, 0, 77, 0, "INT"), (3, 1, 0, None, None, "INT")]
     assert driven([700], empty_image(2, links={"width": 1}), links=links)["2"]["width"] == 700
+
+
+def test_where_neither_it_nor_its_first_target_has_a_value_nothing_is_written() -> None:
+    loader = ui(2, "UpscaleModelLoader", links={"model_name": 1})  # there are no such models
+    text = ui(3, "ProbeSink", {"s": "x"}, links={"s": 2})
+    made = driven(None, loader, text)
+    assert "model_name" not in made["2"]
+    assert made["3"]["s"] == "x"

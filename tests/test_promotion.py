@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from editor_files import document, empty_image, sent, subgraph, ui
+from editor_files import document, empty_image, invert, sent, subgraph, ui
 
 PORTS = [("width", "INT"), ("image", "IMAGE"), ("height", "INT")]
 
@@ -308,3 +308,18 @@ def test_an_instance_inside_a_definition_may_have_such_a_list_too() -> None:
 def test_a_class_that_is_absent_promotes_nothing() -> None:
     inner = subgraph("sized", [ui(10, "NoSuchNode", ["x"], outputs=[{"name": "A", "type": "*"}])])
     assert proxied([["10", "width"]], [7], inner) == {}
+
+
+def test_an_input_whose_widget_a_list_takes_away_has_nothing_in_place_of_null() -> None:
+    deep = subgraph("deep", [invert(30, 1)], [(1, -10, 0, 30, 0, "IMAGE")], [("image", "IMAGE")])
+    inner = subgraph(
+        "inner",
+        [ui(20, "deep", links={"both": 1}), empty_image(21, [None], links={"width": 2})],
+        [(1, -10, 0, 20, 0, "*"), (2, -10, 0, 21, 0, "*")],
+        [("both", "*")],
+    )
+    inner["nodes"][0]["inputs"] = [{"name": "image", "type": "IMAGE", "link": 1}]
+    instance = ui(5, "inner", [640], properties={"proxyWidgets": [["21", "width"]]})
+    made = sent(document([instance], subgraphs=[deep, inner]))
+    assert made["5:21"]["inputs"]["width"] == 640
+    assert made["5:20:30"]["inputs"] == {"image": None}

@@ -215,6 +215,8 @@ def test_a_node_is_found_by_the_name_for_it_before_its_title() -> None:
     assert prefix("%A.width%", titled) == "64"
     assert prefix("%A.width%", titled, named) == "7"
     assert prefix("%A.nothing%", titled, named) == "%A.nothing%"
+    without_choices = ui(1, "UpscaleModelLoader", title="A")
+    assert prefix("%A.model_name%", without_choices) == "%A.model_name%"
     assert prefix("%Empty Image.width%", empty_image(1)) == "64"
 
 

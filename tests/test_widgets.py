@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
-from editor_files import core, with_probes
+from editor_files import core, document, empty_image, save_image, sent, with_probes
 
 from comfy_runner.convert.shapes import MISSING, PREVIEW_VIEW, Shape, shape
 from comfy_runner.convert.widgets import has_socket, read_values, slots_of, widget_of
+from comfy_runner.errors import InvalidWorkflow
 from comfy_runner.graph.nodes import NodeCatalog
 
 SAMPLER = {"sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
@@ -269,3 +270,14 @@ def test_every_class_of_comfyui_reads_any_list_and_any_object() -> None:
                 name for name in plain if "." not in name
             }
             read_values(class_type, form, dict.fromkeys(plain, item))
+
+
+def test_a_value_that_nests_too_deeply_is_told_at_its_node() -> None:
+    deep: list[Any] = []
+    for _ in range(500):
+        deep = [deep]
+    nodes = [empty_image(1), save_image(2, 1, deep)]
+    with pytest.raises(InvalidWorkflow) as caught:
+        sent(document(nodes, [(1, 1, 0, 2, 0, "IMAGE")]))
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.node_id, problem.input) == ("too_deep", "2", "filename_prefix")

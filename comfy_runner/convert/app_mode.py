@@ -71,9 +71,24 @@ def read_choice(
     )
 
 
+def read_promoted(
+    root: Network, workflow: Workflow, fed: Mapping[Place, Sequence[Place]]
+) -> tuple[Exposed, ...]:
+    """Every widget that the subgraphs of the root show, called and fed as those of the app are."""
+    found: dict[tuple[Place, ...], _Shown] = {}
+    for node in root.nodes.values():
+        for port in node.network.inputs if node.network is not None else ():
+            shown = _Shown(node, port.name)
+            targets = tuple(_targets(shown, root, workflow, fed))
+            if targets and port.name in node.promoted:
+                found.setdefault(targets, shown)
+    names = _names(list(found.values()))
+    return tuple(Exposed(name, targets) for name, targets in zip(names, found, strict=True))
+
+
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """One widget that the app shows."""
+    """One widget that the app or a subgraph shows."""
 
     node: NetNode
     """A node of the root."""

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from comfy_runner.convert import everywhere, packs, ui
-from comfy_runner.convert.app_mode import read_choice
+from comfy_runner.convert.app_mode import read_choice, read_promoted
 from comfy_runner.convert.groups import unpack
 from comfy_runner.convert.ids import renumber
 from comfy_runner.convert.models import ModelHint, model_hints
@@ -41,6 +41,8 @@ class Conversion:
     """Ids of the nodes whose results the author chose; empty for all."""
     models: tuple[ModelHint, ...] = ()
     """Where the file says that its models come from, by the ids of the workflow's nodes."""
+    promoted: tuple[Exposed, ...] = ()
+    """What the subgraphs in the root show of the widgets inside them, in the file's order."""
 
 
 def convert(
@@ -92,4 +94,5 @@ def convert(
         choice.exposed,
         choice.outputs,
         model_hints(document, root),
+        read_promoted(root, workflow, writing.fed),
     )

@@ -5,6 +5,7 @@ Rules are those of the front end 1.47.12 (`extensions/core/widgetInputs.ts`,
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
@@ -28,6 +29,9 @@ MERGED = frozenset({"min", "max", "step"})
 
 EXACT = 2**53
 """Numbers from here on have no digits after the point."""
+
+DECIMAL = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?\s*", re.ASCII | re.IGNORECASE)
+"""What JavaScript reads as a number too: `inf` and `1_000` are numbers for Python alone."""
 
 type Options = Mapping[str, Any]
 
@@ -130,12 +134,9 @@ def _number(value: Any) -> Any:
     """A value as JavaScript counts with it, where it can be a number."""
     if value is None or isinstance(value, bool):
         return int(value or 0)
-    if isinstance(value, str):
-        try:
-            return float(value) if value.strip() else 0
-        except ValueError:
-            return value
-    return value
+    if isinstance(value, str) and not value.strip():
+        return 0
+    return float(value) if isinstance(value, str) and DECIMAL.fullmatch(value) else value
 
 
 def _merged(one: Options | None, other: Options) -> Options | None:

@@ -33,25 +33,21 @@ def promote(networks: Sequence[Network]) -> None:
     so that an input that is not listed gets a value meant for another; this does only the latter.
     """
     for network in networks:
-        instances = [node for node in network.nodes.values() if node.kind is Kind.INSTANCE]
-        for instance in instances:
-            _take_inner_values(instance)
+        instances = [
+            (node, node.network) for node in network.nodes.values() if node.network is not None
+        ]
+        for instance, inner in instances:
+            _take_inner_values(instance, inner)
             if not _proxies(instance):
-                _take_stored(instance, instance.node.values)
+                _take_stored(instance, inner, instance.node.values)
             instance.promoted.update(_quarantined(instance))
-        for instance in instances:
+        for instance, inner in instances:
             proxies = _proxies(instance)
             if proxies:
-                _Migration(instance, proxies).run()
+                _Migration(instance, inner, proxies).run()
             for name, value in instance.promoted.items():
                 if value is None:
                     instance.promoted[name] = _without_null(instance, name)
-
-
-def _inner(instance: NetNode) -> Network:
-    if instance.network is None:
-        raise TypeError("no instance")
-    return instance.network
 
 
 def _sources(network: Network, number: int) -> Iterator[tuple[NetNode, str]]:
@@ -70,9 +66,8 @@ def first_source(network: Network, number: int) -> tuple[str, str] | None:
     return None
 
 
-def _take_inner_values(instance: NetNode) -> None:
+def _take_inner_values(instance: NetNode, network: Network) -> None:
     """Each input whose first widget inside gives it one."""
-    network = _inner(instance)
     instance.promoted = {}
     for number, port in enumerate(network.inputs):
         for node, name in _sources(network, number):
@@ -81,14 +76,13 @@ def _take_inner_values(instance: NetNode) -> None:
                 break
 
 
-def _take_stored(instance: NetNode, stored: Any) -> None:
+def _take_stored(instance: NetNode, network: Network, stored: Any) -> None:
     if isinstance(stored, dict):
         known = instance.promoted.keys() & stored.keys()
         instance.promoted.update({name: stored[name] for name in known})
     elif stored:
         # Two inputs of one name share one value, and yet each has a place.
-        ports = _inner(instance).inputs
-        names = [port.name for port in ports if port.name in instance.promoted]
+        names = [port.name for port in network.inputs if port.name in instance.promoted]
         instance.promoted.update(zip(names, stored, strict=False))
 
 
@@ -152,9 +146,9 @@ def _property(instance: NetNode, name: str) -> list[Any]:
 class _Migration:
     """Turns one instance's `proxyWidgets` into inputs of its definition, and gives them values."""
 
-    def __init__(self, instance: NetNode, entries: list[list[str]]) -> None:
+    def __init__(self, instance: NetNode, network: Network, entries: list[list[str]]) -> None:
         self._instance = instance
-        self._network = _inner(instance)
+        self._network = network
         self._entries = entries
 
     def run(self) -> None:
@@ -270,15 +264,14 @@ def _plain(name: str) -> tuple[str, str]:
 
 def _widget_name(node: NetNode, name: str, inner_id: str) -> str | None:
     """The node's widget of that name; for an instance also by the name it has further inside."""
-    if node.kind is not Kind.INSTANCE:
+    if node.network is None:
         return name if name in node.values else None
-    network = _inner(node)
-    for number, port in enumerate(network.inputs):
+    for number, port in enumerate(node.network.inputs):
         if port.name not in node.promoted:
             continue
         if port.name == name and not inner_id:
             return name
-        source = next(_sources(network, number), None)
+        source = next(_sources(node.network, number), None)
         if source is not None and source[1] == name and inner_id in ("", source[0].node.id):
             return port.name
     return name if name in node.promoted else None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from comfy_runner.convert.network import Kind, NetNode, Network
-from comfy_runner.convert.shapes import MISSING, Socket
+from comfy_runner.convert.shapes import MISSING, Shape, Socket
 from comfy_runner.convert.ui import BYPASS, INPUT_NODE, NEVER, OUTPUT_NODE, UiLink
 from comfy_runner.convert.widgets import slots_of
 from comfy_runner.graph.workflow import Link
@@ -48,14 +48,12 @@ class Scope:
     found: dict[tuple[str, str], Source] = field(default_factory=dict)
     """What each link and type came to so far, so that long ways are gone once."""
 
-    def enter(self, instance: NetNode) -> "Scope":
-        """The scope of an instance's nodes."""
+    def enter(self, instance: NetNode, network: Network) -> "Scope":
+        """The scope of the nodes of an instance, which stands for that network."""
         key = instance.node.id
         scope = self.inner.get(key)
         if scope is None:
-            if instance.network is None:
-                raise TypeError("no instance")
-            scope = Scope(instance.network, f"{self.path}{key}:", self, instance)
+            scope = Scope(network, f"{self.path}{key}:", self, instance)
             self.inner[key] = scope
         return scope
 
@@ -121,11 +119,11 @@ def _step(scope: Scope, link_id: str, kind: str) -> Source | _Onward:
 
 def _through(scope: Scope, origin: NetNode, slot: int, kind: str) -> Source | _Onward:
     """From the output of a live node to the node itself, or on."""
+    if origin.network is not None:
+        return _inward(scope.enter(origin, origin.network), slot, kind)
     match origin.kind:
         case Kind.REAL | Kind.UNKNOWN:
             return Link(f"{scope.path}{origin.node.id}", slot)
-        case Kind.INSTANCE:
-            return _inward(scope.enter(origin), slot, kind)
         case Kind.PASS | Kind.SET:
             slots = origin.node.slots
             onward = origin.links.get(slots[slot].name) if slot < len(slots) else None
@@ -241,7 +239,7 @@ def connects(one: str, other: str) -> bool:
 
 def input_slots(network: Network, node: NetNode) -> list[tuple[str, str]]:
     """Name and type of every input slot, in the editor's order."""
-    if node.kind is Kind.INSTANCE and node.network is not None:
+    if node.network is not None:
         return [(port.name, port.type) for port in node.network.inputs]
     if node.shape is None:
         return [(slot.name, slot.type) for slot in node.node.slots]
@@ -249,7 +247,8 @@ def input_slots(network: Network, node: NetNode) -> list[tuple[str, str]]:
     for item in slots_of(node.shape, node.values):
         if isinstance(item, Socket) and item.match:
             slots += (
-                (name, _matched(network, node, item.match, name)) for name in _grown(node, item)
+                (name, _matched(network, node, node.shape, item.match, name))
+                for name in _grown(node, item)
             )
         else:
             names = _grown(node, item) if isinstance(item, Socket) else (item.name,)
@@ -261,26 +260,24 @@ def input_slots(network: Network, node: NetNode) -> list[tuple[str, str]]:
 
 def output_types(network: Network, node: NetNode) -> list[str]:
     """Type of every output slot, in the editor's order."""
-    if node.kind is Kind.INSTANCE and node.network is not None:
+    if node.network is not None:
         return [port.type for port in node.network.outputs]
     if node.shape is None:
         return [kind for _, kind in node.node.outputs()]
     return [
-        _matched(network, node, match, "") if match else kind
+        _matched(network, node, node.shape, match, "") if match else kind
         for kind, match in zip(node.shape.outputs, node.shape.output_matches, strict=True)
     ]
 
 
-def _matched(network: Network, node: NetNode, template: str, name: str) -> str:
+def _matched(network: Network, node: NetNode, shape: Shape, template: str, name: str) -> str:
     """The type of one member of a match-type template, or of its output when `name` is empty.
 
     A member takes what all others are connected to allow; the output gives what they all give
     (`core/graph/widgets/dynamicWidgets.ts`).
     """
-    if node.shape is None:
-        return "*"
     kinds = []
-    for socket in node.shape.sockets:
+    for socket in shape.sockets:
         if socket.match == template:
             for member in _grown(node, socket):
                 if member == name:

@@ -95,10 +95,10 @@ class Writing:
         """
         for node in nodes:
             off = node.is_off
-            if node.kind is Kind.INSTANCE:
+            if node.network is not None:
                 # Inside a definition the editor sends the inner nodes even so (`executionUtil.ts`).
                 if not off or scope.outer is not None:
-                    inner = scope.enter(node)
+                    inner = scope.enter(node, node.network)
                     self._write_all(inner, inner.network.nodes.values(), silent=silent or off)
                 continue
             if off:

@@ -47,17 +47,11 @@ class Rationed:
     def __init__(self, file: BinaryIO, ration: int) -> None:
         self.file = file
         self.left = ration
+        # To go somewhere else in the file costs nothing.
+        self.seek, self.tell = file.seek, file.tell
 
     def read(self, count: int) -> bytes:
         """At most the next `count` bytes."""
         content = self.file.read(min(count, self.left))
         self.left -= len(content)
         return content
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Go somewhere else in the file, which costs nothing."""
-        return self.file.seek(offset, whence)
-
-    def tell(self) -> int:
-        """Where in the file the next byte stands."""
-        return self.file.tell()

@@ -39,8 +39,10 @@ def video_helper(node: UiNode, shape: Shape, values: dict[str, Any]) -> dict[str
             stored = named(node, *names) if len(listed) >= len(names) else {}
             if isinstance(stored.get("select_every_nth"), str):  # there was a button once
                 del stored["select_every_nth"]
-        case _:
+        case list():
             return values
+        case _:
+            stored = {}
     if "save_image" in stored:
         stored = {"save_output": stored["save_image"], **stored}
     sizes = _forced_size(stored.get("force_size"))
