@@ -89,8 +89,11 @@ def offline_catalog(config: Config, object_info: Path | None) -> NodeCatalog:
     """The given catalog, or ComfyUI's own with the custom nodes that are known here."""
     if object_info is not None:
         return saved_catalog.read(object_info)
-    own, saved = saved_catalog.builtin(), saved_catalog.load(config)
-    return own if saved is None else own.with_classes_of(saved)
+    known, saved = saved_catalog.builtin(), saved_catalog.load(config)
+    # Where ComfyUI has not been started yet, a pack may tell its classes itself, as ours does.
+    for told in sorted(config.custom_nodes.glob("*/object_info.json")):
+        known = known.with_classes_of(saved_catalog.read(told))
+    return known if saved is None else known.with_classes_of(saved)
 
 
 def tokens() -> dict[str, str]:

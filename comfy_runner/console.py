@@ -236,7 +236,7 @@ def _marks(weight: Weight) -> str:
 def show_inputs(found: Collection[Settable]) -> None:
     """Print what can be set as a table, on standard output; what the author chose has a star."""
     if any(settable.exposed for settable in found):
-        errors.print("* is what the workflow's app shows.")
+        errors.print("* is what the workflow's author shows.")
     table = Table("Address", "Type", "Value", "Allowed", box=None, pad_edge=False)
     for settable in found:
         address = f"{settable.address} *" if settable.exposed else settable.address

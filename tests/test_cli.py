@@ -198,7 +198,7 @@ def test_inputs_tells_what_an_app_shows_and_what_is_wrong(program: Program) -> N
     }
     out, err = program("inputs", program.workflow(app))
     assert out.splitlines()[1].startswith("height * ")
-    assert "* is what the workflow's app shows." in err
+    assert "* is what the workflow's author shows." in err
     assert "Note: The app shows input gone of node 1" in err
     out, _ = program("inputs", program.workflow("{}"), "--json", code=2)
     assert json.loads(out)["error"]["problems"][0]["code"] == "empty_workflow"

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from comfy_runner.errors import InvalidInput
 from comfy_runner.graph import inputs
 from comfy_runner.graph.inputs import bind, discover, reseed, seeds
+from comfy_runner.graph.values import FileName
 from comfy_runner.graph.workflow import Workflow, parse
 
 
@@ -150,6 +151,8 @@ def test_values_are_coerced(address: str, given_value: Any, stored: Any) -> None
         ("7.scheduler", "Karras!", "not_in_list", "Did you mean 'karras'?"),
         ("4.text", {"a": 1}, "wrong_type", "is not text."),
         ("1.unet_name", 3, "wrong_type", "not the name of a model"),
+        ("1.unet_name", FileName("a.png"), "no_file_input", "It takes a model, not a file."),
+        ("7.steps", FileName("a.png"), "no_file_input", "It takes INT, not a file."),
     ],
 )
 def test_values_that_do_not_fit_are_refused(
@@ -161,7 +164,8 @@ def test_values_that_do_not_fit_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("word", "truth"), [("true", True), ("No", False), (1, True), (0, False), (" off ", False)]
+    ("word", "truth"),
+    [(True, True), ("true", True), ("No", False), (1, True), (0, False), (" off ", False)],
 )
 def test_truth_is_read_as_people_write_it(word: Any, truth: bool) -> None:
     document = {"1": node("PrimitiveBoolean", value=not truth)}
@@ -196,6 +200,21 @@ def test_a_file_input_is_bound_but_not_written() -> None:
     assert result.bindings[0].takes_file
     assert result.bindings[0].value == "https://example.com/cat.png"
     assert result.workflow.nodes["1"].inputs["image"] == "astronaut.png"
+
+
+def test_a_file_input_takes_nothing_but_text() -> None:
+    problem = problem_of("image", 5, bundled("upscale"))
+    assert (problem.code, problem.what) == ("wrong_type", "5 is neither a file's name nor a URL.")
+
+
+def test_an_address_is_never_that_of_another_node() -> None:
+    document = {
+        "1": node("EmptyImage", "2", width=1),
+        "2": node("EmptyImage", "Other", width=2),
+    }
+    found = [s.address for s in discover(parse(document), catalog()) if s.input == "width"]
+    assert found == ["1.width", "Other.width"]
+    assert bound(document, **{found[0]: 9}).bindings[0].node_id == "1"
 
 
 @settings(max_examples=50, deadline=None)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from comfy_runner.errors import InvalidInput, Problem
+from comfy_runner.graph import declaring
 from comfy_runner.graph.check import without_secrets
 from comfy_runner.graph.nodes import InputSpec, NodeCatalog, did_you_mean
 from comfy_runner.graph.values import Unfit, coerce
@@ -52,6 +53,8 @@ class Settable:
     """Model folder of a `model`."""
     exposed: bool | None = None
     """True for an input that the author chose to show, under the author's name."""
+    description: str | None = None
+    """What the author says of it, where a node declares it."""
 
     def as_json(self) -> dict[str, Any]:
         """The members that say something, as a flat JSON object."""
@@ -191,7 +194,7 @@ def reseed(
     found = {place: value for place, value in seeds(workflow, catalog).items() if place not in keep}
     different = {value: number for number, value in enumerate(dict.fromkeys(found.values()))}
     for (node_id, name), value in found.items():
-        options = _specs(workflow.nodes[node_id], catalog)[name].options
+        options = specs_of(workflow.nodes[node_id], catalog)[name].options
         # Packs write limits like 1e18, too, which must not make a float of the seed.
         low, high = int(options.get("min", 0)), int(options.get("max", 2**64 - 1))
         new = low + (seed + different[value] - low) % (high - low + 1)
@@ -199,14 +202,15 @@ def reseed(
     return workflow
 
 
-def _specs(node: Node, catalog: NodeCatalog) -> dict[str, InputSpec]:
+def specs_of(node: Node, catalog: NodeCatalog) -> Mapping[str, InputSpec]:
+    """What the inputs of a node take that can be set, closer where the node itself limits them."""
     known = catalog.get(node.class_type)
-    return known.inputs(node.inputs) if known else {}
+    return declaring.narrowed(node, known.inputs(node.inputs)) if known else {}
 
 
 def _places(workflow: Workflow, catalog: NodeCatalog) -> Iterator[tuple[Node, InputSpec]]:
     for node in workflow.nodes.values():
-        for spec in _specs(node, catalog).values():
+        for spec in specs_of(node, catalog).values():
             yield node, spec
 
 
@@ -225,6 +229,7 @@ def _settable(node: Node, spec: InputSpec, address: str) -> Settable:
         spec.options.get("step"),
         None if spec.takes_file or spec.folder else spec.choices,
         spec.folder,
+        description=declaring.description(node) or None,
     )
 
 
