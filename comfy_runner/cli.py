@@ -54,6 +54,7 @@ from comfy_runner.graph.nodes import NodeCatalog
 from comfy_runner.graph.values import FileName
 from comfy_runner.graph.workflow import parse
 from comfy_runner.manifest_commands import manifest_app
+from comfy_runner.pack_commands import nodes_app
 from comfy_runner.runner import Runner
 from comfy_runner.runs.files import GivenFile, InputFolder, numbered
 from comfy_runner.runs.outputs import free_name
@@ -73,6 +74,7 @@ app = typer.Typer(
 )
 app.add_typer(manifest_app)
 app.add_typer(cache_app)
+app.add_typer(nodes_app)
 app.command()(pull)
 
 

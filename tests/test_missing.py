@@ -8,7 +8,7 @@ from graphs import catalog
 from comfy_runner.convert import convert
 from comfy_runner.errors import InvalidWorkflow, Problem
 from comfy_runner.graph.check import check
-from comfy_runner.graph.missing import Origin, packs_with, report
+from comfy_runner.graph.missing import Origin, address_of, packs_with, report
 from comfy_runner.graph.nodes import NodeCatalog
 from comfy_runner.graph.workflow import Node, parse
 
@@ -45,7 +45,7 @@ def test_of_many_nodes_of_one_class_a_dozen_are_named_and_the_rest_counted() -> 
 def test_the_bundled_index_names_the_pack_and_its_address() -> None:
     (problem,) = told(node_of("1", "VHS_LoadVideo"))
     assert "comfyui-videohelpersuite (https://github.com/" in problem.hint
-    assert "custom_nodes" in problem.hint
+    assert "comfy-runner nodes why" in problem.hint
 
 
 def test_what_the_file_says_goes_before_the_index() -> None:
@@ -73,6 +73,11 @@ def test_a_pack_is_told_with_its_address_where_that_is_known(origin: Origin, tex
     assert str(origin) == text
 
 
+def test_a_well_known_pack_has_an_address_in_any_case() -> None:
+    assert address_of("COMFYUI-KJNodes") == "https://github.com/kijai/ComfyUI-KJNodes"
+    assert address_of("unheard-of") == ""
+
+
 def test_a_class_of_two_packs_names_both() -> None:
     (problem,) = told(node_of("1", "Text Concatenate"))
     assert len(packs_with("Text Concatenate")) > 1
@@ -87,8 +92,8 @@ def test_a_class_of_two_packs_names_both() -> None:
         ("workflow/mine", "group node whose definition is not in the file"),
         ("SaveImagee", "Did you mean 'SaveImage'"),
         # Not "Did you mean 'GLIGENLoader' or 'VAELoader'?"
-        ("InsightFaceLoader", "Put the pack that has it into custom_nodes, or mute the node."),
-        ("zzzzzzzzzzzzzzz", "Put the pack that has it into custom_nodes, or mute the node."),
+        ("InsightFaceLoader", "Add its pack (`comfy-runner nodes why WORKFLOW` tells how), or mute"),
+        ("zzzzzzzzzzzzzzz", "Add its pack (`comfy-runner nodes why WORKFLOW` tells how), or mute"),
     ],
 )
 def test_other_missing_classes_have_their_own_cure(class_type: str, hint: str) -> None:

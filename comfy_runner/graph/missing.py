@@ -96,6 +96,11 @@ def packs_with(class_type: str) -> tuple[Pack, ...]:
     return _index().packs.get(class_type, ())
 
 
+def address_of(pack_id: str) -> str:
+    """The git address of a well-known pack by its id in the Comfy Registry; empty for another."""
+    return _index().urls.get(pack_id.casefold(), "")
+
+
 def is_output(class_type: str) -> bool | None:
     """Whether packs say that the class is a reason to run (`OUTPUT_NODE`); None where unknown."""
     index = _index()
@@ -114,14 +119,14 @@ def _cure(class_type: str, named: list[Origin], catalog: NodeCatalog) -> str:
         version = f", {named[0].version}" if named[0].version else ""
         return f"The file was saved with another ComfyUI{version}, which had it: replace the node."
     if named:
-        where = f"The file says that it comes from {' or '.join(map(str, named))}. P"
+        where = f"The file says that it comes from {' or '.join(map(str, named))}. A"
     elif packs := packs_with(class_type):
-        where = f"It comes from {' or '.join(map(str, packs))}. P"
+        where = f"It comes from {' or '.join(map(str, packs))}. A"
     elif names := [name for name in catalog.similar(class_type) if _alike(class_type, name)]:
-        where = f"Did you mean {' or '.join(map(repr, names))}? If not, p"
+        where = f"Did you mean {' or '.join(map(repr, names))}? If not, a"
     else:
-        where = "P"
-    return f"{where}ut the pack that has it into custom_nodes, or mute the node."
+        where = "A"
+    return f"{where}dd its pack (`comfy-runner nodes why WORKFLOW` tells how), or mute the node."
 
 
 def _alike(one: str, other: str) -> bool:

@@ -1,0 +1,1 @@
+"""Packs of custom nodes: locked, fetched, installed together with what we need, and tried."""

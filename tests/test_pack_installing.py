@@ -1,0 +1,136 @@
+"""`custom_nodes` made to match its lock, with people's work left alone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from fakes.git_repositories import Repository, pack_files, write_files
+from pack_projects import Project, make_project
+
+from comfy_runner.errors import HashMismatch, InvalidInput
+
+
+@pytest.fixture
+def fox(tmp_path: Path) -> Repository:
+    made = Repository(tmp_path / "fox")
+    made.commit(pack_files("Fox", more={"requirements.txt": "tiny<2\n"}))
+    return made
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fox: Repository) -> Project:
+    """A project with the pack `fox`, locked at its branch."""
+    made = make_project(tmp_path, monkeypatch)
+    made.add(fox, "main")
+    return made
+
+
+def test_what_is_locked_is_fetched_where_it_is_missing(project: Project) -> None:
+    shutil.rmtree(project.nodes / "fox")
+    done = project.install(frozen=True)
+    assert (done.placed, done.kept) == (("fox",), ())
+    assert project.folder.state(project.locked("fox")).standing == "same"
+    done = project.install(frozen=True)
+    assert (done.placed, done.kept) == ((), ("fox",))
+
+
+def test_an_older_folder_follows_the_lock(project: Project, fox: Repository) -> None:
+    fox.commit(pack_files("Fox", "Bear", more={"settings.json": "{}"}))
+    project.lock(upgrade=True)
+    write_files(project.nodes / "fox", {"mine/notes.txt": "mine", "settings.json": "mine"})
+    assert project.install().placed == ("fox",)
+    state = project.folder.state(project.locked("fox"))
+    assert (state.standing, state.edits.added) == ("same", ("mine/notes.txt",))
+    assert (project.nodes / "fox" / "mine" / "notes.txt").read_text() == "mine"
+    assert (project.nodes / "fox" / "settings.json").read_text() == "{}"
+
+
+def test_a_folder_with_edits_is_left_alone(project: Project) -> None:
+    write_files(project.nodes / "fox", {"__init__.py": "mine = 1\n"})
+    with pytest.raises(InvalidInput, match=r"changed since it was installed: __init__\.py"):
+        project.install()
+    assert (project.nodes / "fox" / "__init__.py").read_text() == "mine = 1\n"
+    assert project.install(overwrite=True).placed == ("fox",)
+    assert project.folder.state(project.locked("fox")).standing == "same"
+
+
+def test_every_folder_in_the_way_is_told(project: Project, tmp_path: Path) -> None:
+    bear = Repository(tmp_path / "bear")
+    bear.commit(pack_files("Bear"))
+    project.add(bear)
+    shutil.rmtree(project.nodes / "bear")
+    write_files(project.nodes / "bear", pack_files("Other"))
+    write_files(project.nodes / "fox", {"__init__.py": "mine = 1\n"})
+    with pytest.raises(InvalidInput) as caught:
+        project.install()
+    assert [problem.input for problem in caught.value.problems] == ["pack bear", "pack fox"]
+
+
+def test_packs_that_are_not_locked_are_told_and_stay(project: Project) -> None:
+    write_files(project.nodes / "stranger", pack_files("Stranger"))
+    write_files(project.nodes, {"single.py": "", "off.disabled/__init__.py": "", ".x/a": ""})
+    assert project.install().strangers == ("single.py", "stranger")
+    assert (project.nodes / "stranger" / "__init__.py").is_file()
+
+
+def test_what_is_not_what_was_locked_is_not_installed(project: Project) -> None:
+    raw = json.loads(project.folder.lock_file.read_text())
+    raw["packs"][0]["digest"] = "0" * 64
+    project.folder.lock_file.write_text(json.dumps(raw))
+    shutil.rmtree(project.nodes / "fox")
+    with pytest.raises(HashMismatch, match="comfy-runner nodes lock fox"):
+        project.install()
+    assert not (project.nodes / "fox").exists()
+
+
+def test_a_clone_made_by_hand_counts_where_it_is_the_locked_one(
+    project: Project, fox: Repository
+) -> None:
+    shutil.rmtree(project.nodes / "fox")
+    fox.git("clone", "--quiet", fox.url, str(project.nodes / "fox"))
+    assert project.folder.state(project.locked("fox")).standing == "same"
+    assert project.install(frozen=True).kept == ("fox",)
+    assert (project.nodes / "fox" / ".git").is_dir()
+
+
+def test_frozen_wants_both_locks_to_say_everything(project: Project) -> None:
+    raw = json.loads(project.folder.lock_file.read_text())
+    del raw["packs"][0]["digest"]
+    raw["packs"][0]["requirements"].append("numpy")
+    text = json.dumps(raw)
+    project.folder.lock_file.write_text(text)
+    with pytest.raises(InvalidInput) as caught:
+        project.install(frozen=True)
+    assert [problem.input for problem in caught.value.problems] == [
+        *("pack fox", "requirements.lock")
+    ]
+    assert project.folder.lock_file.read_text() == text
+    shutil.rmtree(project.nodes / "fox")
+    project.install()
+    assert project.locked("fox").digest
+    assert project.install(frozen=True).kept == ("fox",)
+
+
+def test_packages_are_resolved_anew_when_ours_change(project: Project) -> None:
+    with (project.path / "requirements.txt").open("a") as file:
+        file.write("six==1.0\n")
+    with pytest.raises(InvalidInput, match="of what the packs ask for now"):
+        project.install(frozen=True)
+    project.install()
+    project.install(frozen=True)
+
+
+def test_a_pack_in_place_that_changed_is_told_and_frozen_refuses_it(project: Project) -> None:
+    own = write_files(project.nodes / "own", pack_files("Own"))
+    project.add(str(own))
+    write_files(own, pack_files("Own", "More"))
+    assert project.install().notes == (
+        "own has changed since it was locked. Run comfy-runner nodes lock, and look at what"
+        " changes.",
+    )
+    with pytest.raises(InvalidInput, match="Its folder has changed"):
+        project.install(frozen=True)
+    shutil.rmtree(own)
+    with pytest.raises(InvalidInput, match="its only source"):
+        project.install()
