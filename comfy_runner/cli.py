@@ -1,11 +1,8 @@
 """The command line: results on standard output, everything else on standard error."""
 
-import ipaddress
 import json
-import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -55,6 +52,7 @@ from comfy_runner.graph.values import FileName
 from comfy_runner.graph.workflow import parse
 from comfy_runner.manifest_commands import manifest_app
 from comfy_runner.pack_commands import nodes_app
+from comfy_runner.publishing_commands import new, schema_diff
 from comfy_runner.runner import Runner
 from comfy_runner.runs.files import GivenFile, InputFolder, numbered
 from comfy_runner.runs.outputs import free_name
@@ -62,7 +60,7 @@ from comfy_runner.runs.plan import Plan, node_policy, prepare
 from comfy_runner.runs.results import Output
 from comfy_runner.runs.run import OUTDATED, Finished, Request
 from comfy_runner.serving import prediction as serving
-from comfy_runner.serving import schema
+from comfy_runner.serving_commands import predict, serve, write_schema
 from comfy_runner.weights.store import WeightStore, read_manifest
 from comfy_runner.weights_commands import cache_app, pull
 
@@ -76,6 +74,11 @@ app.add_typer(manifest_app)
 app.add_typer(cache_app)
 app.add_typer(nodes_app)
 app.command()(pull)
+app.command()(new)
+app.command()(schema_diff)
+app.command()(predict)
+app.command()(serve)
+app.command(name="schema")(write_schema)
 
 
 def _print_version(wanted: bool) -> None:
@@ -354,59 +357,6 @@ def convert(
         write(out, to_json(conversion))
     except OSError as err:
         refuse("bad_file", f"{out} cannot be written: {err.strerror}.", "Use another.", "--out")
-
-
-@app.command()
-def serve(
-    host: Annotated[str, typer.Option(help="IP address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 5000,
-) -> None:
-    """Serve predictions over HTTP with Cog's own server, without Docker."""
-    config = Config.from_environment()
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        refuse("bad_host", f"{host!r} is no IP address.", "Use 127.0.0.1 or 0.0.0.0.", "--host")
-    try:
-        family = socket.AF_INET6 if address.version == 6 else socket.AF_INET  # noqa: PLR2004
-        socket.create_server((host, port), family=family).close()
-    except OSError as err:
-        what = f"{host}:{port} cannot be listened on: {err.strerror}."
-        refuse("bad_port", what, "Choose another port.", "--port")
-    if not schema.is_current(config.project):
-        schema.write(config.project)
-    # Cog starts its worker as plain `python`, so ours has to be the first one on PATH.
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "PORT": str(port),
-        "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
-        "LOG_FORMAT": os.environ.get("LOG_FORMAT", "console"),
-    }
-    os.chdir(config.project)
-    errors.print(f"Serving on http://{host}:{port} once ComfyUI is up.")
-    errors.print("Ctrl-C ends it, after the run that is open then.")
-    command = [sys.executable, "-m", "cog.server.http", "--host", host]
-    os.execve(sys.executable, command, environment)  # noqa: S606 - no shell is wanted
-
-
-@app.command(name="schema")
-def write_schema(
-    check_only: Annotated[
-        bool, typer.Option("--check", help="Only tell whether the file is up to date.")
-    ] = False,
-) -> None:
-    """Write .cog/openapi_schema.json, which the Cog server needs, from predict.py."""
-    project = Config.from_environment().project
-    if not check_only:
-        print(schema.write(project))
-    elif not schema.is_current(project):
-        refuse(
-            "old_schema",
-            "predict.py and .cog/openapi_schema.json differ.",
-            "Run comfy-runner schema.",
-            "predict.py",
-        )
 
 
 @app.command()

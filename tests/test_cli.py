@@ -54,6 +54,33 @@ def test_run_puts_the_results_into_a_folder_and_says_where(program: Program) -> 
     assert source.read(program.folder / summary["outputs"][0]) == picture(width=32)
 
 
+def test_a_run_is_repeated_from_its_receipt_and_compared(program: Program) -> None:
+    program("run", program.workflow(picture()), "--out", "first", "--receipt")
+    receipt = program.folder / "first" / "receipt.json"
+    out, err = program("replay", receipt, "--out", "second")
+    assert out.splitlines() == ["The same: 1 result made again."]
+    assert "changed since" not in err
+    (made,) = (program.folder / "second").glob("*.png")
+    with Image.open(made) as again, Image.open(receipt.with_name(made.name)) as first:
+        assert again.tobytes() == first.tobytes()
+    assert source.read(made) == picture()
+
+    told = json.loads(receipt.read_text())
+    told["workflow"]["1"]["inputs"]["color"] = 0xFF
+    receipt.write_text(json.dumps(told))
+    out, err = program("replay", receipt, "--out", "third", "--json", code=1)
+    assert "Note: the workflow in the receipt was changed since." in err
+    found = json.loads(out)
+    assert (found["same"], found["outputs"]) == (False, 1)
+    assert {difference["kind"] for difference in found["differences"]} >= {"output"}
+
+
+def test_what_is_no_receipt_is_refused_before_anything_is_started(program: Program) -> None:
+    out, err = program("replay", program.workflow(picture()), "--json", code=2)
+    assert json.loads(out)["error"]["problems"][0]["code"] == "not_a_receipt"
+    assert "Starting ComfyUI" not in err
+
+
 def test_an_interrupted_run_leaves_nothing(program: Program) -> None:
     slow = program.workflow({"1": node("TestSleep", "Slow", seconds=60.0, interruptible=True)})
     with subprocess.Popen(
@@ -232,6 +259,6 @@ def test_the_schema_is_up_to_date(program: Program) -> None:
 
 def test_help_names_every_command(program: Program) -> None:
     out, _ = program("--help")
-    commands = ("run", "check", "inputs", "serve", "schema", "install", "doctor")
+    commands = ("run", "check", "inputs", "predict", "serve", "schema", "install", "doctor")
     assert all(f"  {command} " in out for command in commands)
     assert __version__ in program("--version")[0]

@@ -15,6 +15,7 @@ from comfy_runner.comfyui.saved_catalog import builtin
 from comfy_runner.command_line import offline_catalog
 from comfy_runner.config import Config
 from comfy_runner.errors import InvalidInput, RunError
+from comfy_runner.packs.folder import PackFolder
 from comfy_runner.runner import Runner
 from comfy_runner.runs.files import GivenFile
 from comfy_runner.runs.results import Output
@@ -78,6 +79,15 @@ def test_what_the_pack_says_of_its_classes_is_what_stands_in_its_file(with_pack:
     live["ComfyRunnerImage"]["input"]["required"]["image"][0] = []
     kept = json.loads((PACKS / "comfy_runner_nodes" / "object_info.json").read_text())
     assert live == kept
+
+
+def test_the_lock_is_that_of_the_pack_as_it_is() -> None:
+    """`comfy-runner nodes lock` renews it."""
+    folder = PackFolder(Config(custom_nodes=PACKS))
+    (pack,) = folder.read().packs
+    assert folder.state(pack).standing == "same"
+    told = json.loads((PACKS / "comfy_runner_nodes" / "object_info.json").read_text())
+    assert set(pack.classes) == set(told)
 
 
 def test_its_classes_are_known_before_comfyui_has_been_started(tmp_path: Path) -> None:

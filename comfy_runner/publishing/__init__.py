@@ -1,0 +1,1 @@
+"""A model repository of one workflow: its inputs chosen and named, its files written."""
