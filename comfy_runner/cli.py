@@ -193,7 +193,7 @@ def run(
         _check_early(config, request)
         make_folder(out)
         narration.boot()
-        with Runner(config) as runner, closing(runner.run(request)) as updates:
+        with Runner(config.for_one_run()) as runner, closing(runner.run(request)) as updates:
             for update in updates:
                 narration.tell(update)
                 summary |= serving.metrics(update)
@@ -240,7 +240,7 @@ def replay(
         )
         make_folder(out)
         narration.boot()
-        with Runner(config) as runner, closing(runner.run(request)) as updates:
+        with Runner(config.for_one_run()) as runner, closing(runner.run(request)) as updates:
             for update in updates:
                 narration.tell(update)
                 if isinstance(update, Output):

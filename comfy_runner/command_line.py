@@ -109,7 +109,7 @@ def known_catalog(config: Config, refresh: bool) -> NodeCatalog:
     if saved is not None:
         return saved
     errors.print("Asking ComfyUI for its nodes; this is needed once.")
-    with Runner(config) as runner:
+    with Runner(config.for_one_run()) as runner:
         return runner.catalog(refresh=True)
 
 

@@ -3,8 +3,8 @@
 import math
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 """The folder that holds `predict.py`, `comfyui.toml` and `weights_manifest.json`."""
 
 Device = Literal["auto", "cpu", "cuda"]
+
+TORCH = ("tf32", "matmul=highest", "matmul=high", "matmul=medium", "cudnn_benchmark")
+"""What the setting `torch` can say; `comfyui.speed` does it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,13 @@ class Config:
     """What ComfyUI computes on; `auto` is the GPU where there is one."""
     comfyui_args: tuple[str, ...] = ()
     """More command-line arguments for ComfyUI; see `comfyui.arguments` for what cannot be given."""
+    torch: tuple[str, ...] = ()
+    """How torch may trade exactness for speed in ComfyUI, of `TORCH`; empty: as ComfyUI has it."""
+    warm_up: Path | None = None
+    """A workflow that is run once, with few steps, whenever a runner starts. None: none is."""
+    preload: tuple[str, ...] = ()
+    """Groups of the manifest, its weights as `folder/name`, and paths of workflows, whose models
+    are fetched, and read into the page cache, while ComfyUI boots."""
     boot_timeout: float = 300.0
     """Seconds until ComfyUI must answer after its start."""
     run_timeout: float = 3600.0
@@ -90,13 +100,17 @@ class Config:
 
     @property
     def cache(self) -> Path:
-        """Folder for saved catalogs."""
+        """Folder for saved catalogs, and for what torch compiles."""
         return self.home / "cache"
 
     @property
     def runs(self) -> Path:
         """Folder under which each started ComfyUI gets a folder of its own."""
         return self.home / "runs"
+
+    def for_one_run(self) -> "Config":
+        """The same settings for who starts ComfyUI to run one workflow: nothing is done ahead."""
+        return replace(self, warm_up=None, preload=())
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Config":
@@ -105,7 +119,7 @@ class Config:
         Every field but `project` is `COMFY_RUNNER_` and its name in capitals, such as
         `COMFY_RUNNER_RUN_TIMEOUT`. An empty variable counts as unset. `comfyui` and `models`
         follow `home` unless they are set, `hf_endpoint` follows `HF_ENDPOINT`. `comfyui_args` is
-        split at white space.
+        split at white space; `warm_up` may be `off`.
 
         Raises: `InvalidInput`, naming every variable that does not fit.
         """
@@ -180,6 +194,10 @@ class Config:
             problems.append(Problem("bad_setting", what, input=place))
             return default
 
+        torch = tuple(dict.fromkeys(names("torch")))
+        if what := _why_not(torch):
+            problems.append(Problem("bad_setting", what, input="COMFY_RUNNER_TORCH"))
+
         home = path("home", cls.home)
         most_weights = number("max_weights_bytes", 0)
         config = cls(
@@ -190,6 +208,9 @@ class Config:
             custom_nodes=path("custom_nodes", cls.custom_nodes),
             device=device,
             comfyui_args=tuple(given.get("comfyui_args", "").split()),
+            torch=torch,
+            warm_up=None if given.get("warm_up", "off") == "off" else path("warm_up", home),
+            preload=names("preload"),
             boot_timeout=number("boot_timeout", cls.boot_timeout),
             run_timeout=number("run_timeout", cls.run_timeout),
             stall_timeout=number("stall_timeout", cls.stall_timeout),
@@ -217,3 +238,14 @@ class Config:
         if problems:
             raise InvalidInput(problems)
         return config
+
+
+def _why_not(torch: Sequence[str]) -> str:
+    """Why this cannot be the setting `torch`, in a sentence; empty where it can."""
+    unknown = [each for each in torch if each not in TORCH]
+    if unknown:
+        return f"{', '.join(unknown)} is none of {', '.join(TORCH)}."
+    rivals = [each for each in torch if each.startswith("matmul=")]
+    if "tf32" in torch and "matmul=highest" in torch:
+        rivals = ["tf32", "matmul=highest"]
+    return f"{' and '.join(rivals)} contradict each other." if rivals[1:] else ""

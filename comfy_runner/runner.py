@@ -8,7 +8,7 @@ import secrets
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +25,10 @@ from comfy_runner.errors import Crashed, MachineError, RunError, Stalled, StartF
 from comfy_runner.fetch.policy import Policy
 from comfy_runner.graph.inputs import MAX_SEED
 from comfy_runner.graph.nodes import NodeCatalog
+from comfy_runner.runs import warming
 from comfy_runner.runs.files import InputFolder, empty
 from comfy_runner.runs.plan import node_policy
+from comfy_runner.runs.preloading import Preloading
 from comfy_runner.runs.receipt import Surroundings
 from comfy_runner.runs.results import Output
 from comfy_runner.runs.run import Machine, Request, Run, Update
@@ -55,6 +57,10 @@ class Runner:
         self.manifest = read_manifest(config.manifest)
         self.store = WeightStore(config)
         self._policy = node_policy(config)
+        self._preloading = Preloading(config, self.manifest, self.store)
+        warming.check(config.warm_up)
+        self.warmed: warming.Warmed | None = None
+        """How the warm-up went; None where there was none."""
         self._folder = config.runs / uuid.uuid4().hex
         self._lock = FileLock(f"{self._folder}.lock")
         """Held while the folder is in use; what nobody holds was left by a killed process."""
@@ -84,8 +90,11 @@ class Runner:
         """How often ComfyUI was started again, for whatever reason."""
         return self._keeper.restarts
 
-    def start(self) -> None:
+    def start(self, *, credentials: Mapping[str, str] | None = None) -> None:
         """Start ComfyUI and wait until it answers. A runner that failed to start is closed.
+
+        What the setting `preload` names is fetched meanwhile, and then the workflow of `warm_up`
+        is run; the log tells where either fails. `credentials` is host to token, for both.
 
         Raises: `StartFailed` with the last lines of ComfyUI's log. `MachineError` once closed.
         """
@@ -94,16 +103,29 @@ class Runner:
         try:
             self._claim_folder()
             self._seen = self._looker.submit(surroundings, self.config)
+            self._preloading.start(credentials or {})
             self._keeper.start()
+            self._preloading.wait_fetched()
+            if self.config.warm_up is not None:
+                self._warm_up(self.config.warm_up, credentials or {})
+            self._keeper.check_open()
         except BaseException as err:
             self._keeper.close(str(err).partition("\n")[0] or "It was closed.")
             self.close()
             raise
 
+    def _warm_up(self, path: Path, credentials: Mapping[str, str]) -> None:
+        """Run the workflow in a file for nothing but what ComfyUI keeps of it."""
+        self.warmed = warming.warm_up(path, self.catalog, self.run, credentials)
+        with contextlib.suppress(OSError):
+            empty(self._results)
+
     def close(self) -> None:
         """End ComfyUI for good and remove everything that was made for it, results included."""
         atexit.unregister(self.close)
+        self._preloading.stop()
         self._keeper.close()
+        self._preloading.close()
         self._looker.shutdown(cancel_futures=True)
         if self._connected is not None:
             self._connected.close()
@@ -164,6 +186,7 @@ class Runner:
         closed; `TimedOut`, also while ComfyUI starts, which then goes on for the next run.
         """
         request, deadline = self._settled(request)
+        self._preloading.stop()
         try:
             yield from self._attempts(request, deadline)
         except RunError as err:

@@ -29,6 +29,9 @@ def test_every_setting_is_read() -> None:
         "CUSTOM_NODES": "/a/nodes",
         "DEVICE": "cpu",
         "COMFYUI_ARGS": "--lowvram  --preview-size 256",
+        "TORCH": "tf32, matmul=medium,cudnn_benchmark",
+        "WARM_UP": "/a/workflow.json",
+        "PRELOAD": "flux, vae/a.pt,/a/workflow.json",
         "BOOT_TIMEOUT": "1.5",
         "RUN_TIMEOUT": "2",
         "STALL_TIMEOUT": "3e1",
@@ -62,6 +65,9 @@ def test_every_setting_is_read() -> None:
         custom_nodes=Path("/a/nodes"),
         device="cpu",
         comfyui_args=("--lowvram", "--preview-size", "256"),
+        torch=("tf32", "matmul=medium", "cudnn_benchmark"),
+        warm_up=Path("/a/workflow.json"),
+        preload=("flux", "vae/a.pt", "/a/workflow.json"),
         boot_timeout=1.5,
         run_timeout=2.0,
         stall_timeout=30.0,
@@ -128,6 +134,27 @@ def test_no_url_at_all_can_be_wanted() -> None:
         Config.from_environment({f"{PREFIX}MAX_URLS": "-1"})
 
 
+def test_no_warm_up_can_be_wanted() -> None:
+    assert Config.from_environment({f"{PREFIX}WARM_UP": "off"}).warm_up is None
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        ("tf32,fast", "fast is none of tf32, matmul=highest, "),
+        ("matmul=low", "matmul=low is none of "),
+        ("matmul=high,matmul=medium", "matmul=high and matmul=medium contradict each other."),
+        ("matmul=highest,tf32", "tf32 and matmul=highest contradict each other."),
+    ],
+)
+def test_what_torch_cannot_be_told_is_refused(value: str, what: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        Config.from_environment({f"{PREFIX}TORCH": value})
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.input) == ("bad_setting", f"{PREFIX}TORCH")
+    assert problem.what.startswith(what)
+
+
 def test_every_setting_that_does_not_fit_is_told() -> None:
     with pytest.raises(InvalidInput) as caught:
         Config.from_environment({f"{PREFIX}DEVICE": "tpu", f"{PREFIX}RUN_TIMEOUT": "x"})
@@ -157,3 +184,7 @@ def test_a_switch_or_address_that_is_none_is_refused(name: str, value: str) -> N
         Config.from_environment({PREFIX + name: value})
     (problem,) = caught.value.problems
     assert (problem.code, problem.input) == ("bad_setting", PREFIX + name)
+
+
+def test_nothing_is_done_ahead_of_a_single_run() -> None:
+    assert Config(warm_up=Path("w.json"), preload=("all",)).for_one_run() == Config()

@@ -92,8 +92,11 @@ def test_a_class_of_two_packs_names_both() -> None:
         ("workflow/mine", "group node whose definition is not in the file"),
         ("SaveImagee", "Did you mean 'SaveImage'"),
         # Not "Did you mean 'GLIGENLoader' or 'VAELoader'?"
-        ("InsightFaceLoader", "Add its pack (`comfy-runner nodes why WORKFLOW` tells how), or mute"),
-        ("zzzzzzzzzzzzzzz", "Add its pack (`comfy-runner nodes why WORKFLOW` tells how), or mute"),
+        (
+            "InsightFaceLoader",
+            "Add its pack (`comfy-runner nodes why WORKFLOW` tells how)",
+        ),
+        ("zzzzzzzzzzzzzzz", "Add its pack (`comfy-runner nodes why WORKFLOW` tells how)"),
     ],
 )
 def test_other_missing_classes_have_their_own_cure(class_type: str, hint: str) -> None:

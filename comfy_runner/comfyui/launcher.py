@@ -35,7 +35,7 @@ log = logging.getLogger("comfy_runner")
 
 def main(tree: str, digest: str, arguments: Sequence[str]) -> None:
     """Run ComfyUI with the given arguments until it ends."""
-    inside = beside("inside")
+    inside, speed = beside("inside"), beside("speed")
     inside.explain_on_request()
     inside.end_with_worker()
     packs = inside.PackTeller()
@@ -43,6 +43,10 @@ def main(tree: str, digest: str, arguments: Sequence[str]) -> None:
 
     def when_loaded(server: ModuleType, app: Any) -> None:
         packs.stop()
+        settings = os.environ.get(speed.VARIABLE, "").split(",")
+        if any(settings):
+            speed.tune(sys.modules["torch"], settings)
+            log.info("torch computes with %s", ", ".join(settings))
         inside.lock(server, app, digest)
 
     hooks: dict[str, Callable[[ModuleType], None]] = {

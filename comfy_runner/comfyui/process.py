@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from comfy_runner.comfyui import arguments, memory
+from comfy_runner.comfyui import arguments, memory, speed
 from comfy_runner.comfyui.child import Child
 from comfy_runner.comfyui.device import choose_device
 from comfy_runner.comfyui.inside import digest
@@ -262,11 +262,9 @@ class ComfyProcess:
             self.token = secrets.token_urlsafe(32)
             self.comfyui_pid = None
             self._kills = memory.kills()
-            self._child = Child(
-                self._command(),
-                self.config.comfyui,
-                child_environment(self._environment, hub=self.config.hub_at_run_time),
-            )
+            passed = child_environment(self._environment, hub=self.config.hub_at_run_time)
+            ours = speed.variables(self.config.cache, self.config.torch)
+            self._child = Child(self._command(), self.config.comfyui, {**ours, **passed})
         except OSError as err:
             raise StartFailed(f"ComfyUI could not be started: {err}") from err
 

@@ -102,6 +102,8 @@ class Surroundings:
     comfyui_args: tuple[str, ...] = ()
     python: str = ""
     torch: str = ""
+    torch_settings: tuple[str, ...] = ()
+    """How torch was told to trade exactness for speed; the setting `torch`."""
     platform: str = ""
     device: str = ""
     """What ComfyUI computed on, in its words: `cpu`, or such as `cuda:0 NVIDIA T4 : native`."""

@@ -38,6 +38,7 @@ def surroundings(config: Config) -> Surroundings:
         comfyui_args=tuple(cleaned(argument, ()) for argument in config.comfyui_args),
         python=platform.python_version(),
         torch=torch,
+        torch_settings=config.torch,
         platform=platform.platform(),
         packs=packs,
     )
