@@ -6,17 +6,14 @@ from typing import Iterator
 import cog
 from cog import BaseRunner, Input, Path, Secret
 
-from comfy_runner.config import Config
-from comfy_runner.runner import Runner
 from comfy_runner.serving import prediction as serving
+from comfy_runner.serving.starting import start
 
 
 class Predictor(BaseRunner):
-    def setup(self) -> None:
-        """Boot ComfyUI."""
-        serving.prepare()
-        self.runner = Runner(Config.from_environment())
-        self.runner.start()
+    def setup(self, weights: str | None = None) -> None:
+        """Boot ComfyUI, with the weights of a training where there are some."""
+        self.runner, self.trained = start(weights)
 
     def healthcheck(self) -> bool:
         """Whether predictions can be taken."""
@@ -89,7 +86,7 @@ class Predictor(BaseRunner):
         ),
     ) -> Iterator[Path]:
         """Run the workflow and yield each result file the moment its node has made it."""
-        given = dict(locals(), config=self.runner.config)
+        given = dict(locals(), config=self.runner.config, trained=self.trained)
         del given["self"]
         narrator = serving.Narrator(self.record_metric)
         with closing(self.runner.run(serving.request(**given))) as updates:

@@ -13,7 +13,8 @@ from cog import Secret
 from graphs import WORKFLOWS, bundled, node, picture
 from PIL import Image
 
-from comfy_runner.errors import InvalidInput, StartFailed, UnknownModel
+from comfy_runner.config import Config
+from comfy_runner.errors import InvalidInput, UnknownModel
 from comfy_runner.runner import Runner
 from comfy_runner.serving.model import Model
 
@@ -170,6 +171,6 @@ def test_a_model_without_its_document_says_so(runner: Runner, tmp_path: Path) ->
         Model(tmp_path / "none.json", runner=runner)
 
 
-def test_trained_weights_are_not_passed_over(runner: Runner) -> None:
-    with pytest.raises(StartFailed, match="trained weights"):
-        Model(DRAWING, weights="https://example.com/weights.tar", runner=runner)
+def test_trained_weights_that_are_not_there_are_told_before_comfyui_starts(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"There is no file .*none\.tar"):
+        Model(DRAWING, weights=str(tmp_path / "none.tar"), config=Config(home=tmp_path))

@@ -94,8 +94,9 @@ def test_nothing_is_left_open_in_a_template(files: dict[str, Content]) -> None:
     assert not [path for path, content in made.items() if re.search(rb"%\{\w+\}", content)]
 
 
-def test_cog_yaml_says_what_ours_says(files: dict[str, Content]) -> None:
+def test_cog_yaml_says_what_ours_says_but_for_training(files: dict[str, Content]) -> None:
     ours = yaml.safe_load((PROJECT / "cog.yaml").read_text())
+    del ours["train"]
     made = text(files, "cog.yaml")
     assert yaml.safe_load(made) == ours
     assert made.count("# begin: yours") == made.count("# end: yours") == 3

@@ -390,7 +390,7 @@ def test_a_predictor_that_makes_no_schema_leaves_the_old_file_alone(project: Pat
         ("build: {}", "no class"),
         ("run: predict.py", "no class"),
         ("run: a.py:A\npredict: a.py:A", "both"),
-        ("run: predict.py:Predictor\ntrain: train.py:train", "training"),
+        ("run: predict.py:Predictor\ntrain: train.py:train", "train.py"),
         ("run: missing.py:Predictor", "missing.py"),
         ("run: [", "cog.yaml"),
     ],
@@ -401,6 +401,37 @@ def test_a_cog_yaml_without_one_readable_class_is_an_error(
     (project / "cog.yaml").write_text(text, "utf-8")
     with pytest.raises(InvalidInput, match=said):
         schema.write(project)
+
+
+def test_a_training_is_added_as_cog_adds_it(project: Path) -> None:
+    shutil.copy(ORACLE / "training" / "train.py", project)
+    text = 'run: "predict.py:Predictor"\ntrain: "train.py:train"\n'
+    (project / "cog.yaml").write_text(text, "utf-8")
+    made = json.loads(schema.write(project).read_bytes())
+    expected = json.loads((ORACLE / "training" / "openapi_schema.json").read_bytes())
+    for part in (lambda document: document["components"]["schemas"], lambda d: d["paths"]):
+        added = part(made).keys() - part(schema.generate(predictor("x: str"))).keys()
+        trained = {key for key in part(expected) if "rain" in key}
+        assert trained <= added
+        assert {key: part(made)[key] for key in trained} == {
+            key: part(expected)[key] for key in trained
+        }
+    assert schema.is_current(project)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "There are 0 functions train"),
+        ("def train(x: str) -> str: ...", "It does not return a BaseModel"),
+        ("def train(x) -> str: ...", "input x: It has no annotation"),
+        ("class M(BaseModel):\n    a: str = 1\ndef train() -> M: ...", "more than fields"),
+        ("class M(BaseModel):\n    a: Foo\ndef train() -> M: ...", "no such type for an output"),
+    ],
+)
+def test_a_training_that_cog_cannot_read_is_an_error(text: str, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        schema.generate_training(text)
 
 
 def test_the_committed_schema_says_what_predict_py_says() -> None:

@@ -157,12 +157,14 @@ def check_source(source: Path) -> None:
 def cog_yaml(text: str, cog: str) -> str:
     """The cog.yaml of a project from that of another one: with another header, and marked places.
 
-    What somebody wrote into marked places of the other one is left out.
+    What somebody wrote into marked places of the other one is left out, and so is its training:
+    weights are packed by comfy_runner's own train.py, and the project's model takes them.
     """
     lines = [
         line
         for line in marks.skeleton(text).splitlines(keepends=True)
         if not marks.BEGIN.fullmatch(line) and not marks.END.fullmatch(line)
+        if not line.startswith("train:")
     ]
     while lines and lines[0].startswith("#"):
         del lines[0]

@@ -9,8 +9,7 @@ from typing import Any
 
 from comfy_runner.config import Config
 from comfy_runner.documents import source
-from comfy_runner.errors import InvalidInput, Problem, StartFailed
-from comfy_runner.graph.check import shown
+from comfy_runner.errors import InvalidInput, Problem
 from comfy_runner.graph.values import FileName
 from comfy_runner.runner import Runner
 from comfy_runner.runs.files import GivenFile, numbered
@@ -19,6 +18,7 @@ from comfy_runner.runs.plan import needed_models
 from comfy_runner.runs.results import Output
 from comfy_runner.runs.run import Request
 from comfy_runner.serving import prediction, uploads
+from comfy_runner.serving.starting import own_tokens, start
 from comfy_runner.weights.progress import Steps
 from comfy_runner.weights.store import Addressed
 
@@ -44,9 +44,9 @@ class Model:
         `document` is a file with the workflow, as `documents.source` reads it; seen from the
         working directory. `outputs` are ids of the nodes whose results count; without any, those
         of the workflow's app or else all. With `fetch` off, weights come when a prediction needs
-        them. `weights` is the address or path of trained weights. Without a `config` the settings
-        are those of the environment; with a `runner`, which must be started, it is used as it is
-        and the process is not prepared for Cog.
+        them. `weights` is the address or path of trained weights, see `trained.install`. Without a
+        `config` the settings are those of the environment; a `runner`, which must be started, is
+        used as it is in place of all this.
 
         Raises: `InvalidInput` for a document that is not there, `InvalidWorkflow` for what is none;
         `StartFailed`; `UnknownModel` and `DownloadFailed` for weights.
@@ -54,12 +54,10 @@ class Model:
         self.document = _read(Path(document))
         self._outputs = tuple(outputs)
         self._files = _given(Path(document).parent / FILES)
-        if weights:
-            _install(weights)
         if runner is None:
-            prediction.prepare()
-            runner = Runner(config or Config.from_environment())
-            runner.start()
+            runner, self._trained = start(weights, config)
+            if self._trained is not None and self._trained.workflow is not None:
+                print("The workflow that came with the weights is left: the model has its own.")
         self.runner = runner
         if fetch:
             self._fetch()
@@ -134,11 +132,7 @@ class Model:
         fetching = runner.store.ensure(
             tuple(models.missing.values()),
             [Addressed(asked.address, asked.folder, asked.sha256) for asked in models.asked],
-            credentials={
-                host: token
-                for name, host in prediction.TOKEN_HOSTS.items()
-                if (token := os.environ.get(name.upper()))
-            },
+            credentials=own_tokens(),
         )
         narrator = prediction.Narrator(_no_metric)
         with closing(fetching):
@@ -166,12 +160,3 @@ def _given(folder: Path) -> tuple[GivenFile, ...]:
         for path in sorted(folder.iterdir())
         if path.is_file() and not path.name.startswith(".")
     )
-
-
-def _install(weights: str) -> None:
-    """Put trained weights in place, before ComfyUI starts and lists its models.
-
-    Raises: `StartFailed`: what a training makes is not taken yet.
-    """
-    what = f"The trained weights {shown(weights)} cannot be used: this model takes none."
-    raise StartFailed(what)

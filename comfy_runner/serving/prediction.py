@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from threading import TIMEOUT_MAX
-from typing import Any
+from typing import Any, Protocol
 
 from comfy_runner.config import Config
 from comfy_runner.documents import source
@@ -47,6 +47,14 @@ FETCH_LINE_EVERY = 2.0
 DEFAULTS = Config()
 
 
+class Trained(Protocol):
+    """What a training left for predictions."""
+
+    @property
+    def workflow(self) -> Mapping[str, Any] | None:
+        """The document that came with its weights."""
+
+
 def request(
     *,
     workflow_json: str,
@@ -65,12 +73,13 @@ def request(
     force_reset_cache: bool,
     timeout: float | None,
     config: Config = DEFAULTS,
+    trained: Trained | None = None,
     **tokens: Any,
 ) -> Request:
     """The request that a prediction's inputs make; `tokens` are `cog.Secret`, see `TOKEN_HOSTS`.
 
     `config` has the limits for what a request brings, and where its URLs may lead. Those given
-    for files are fetched here.
+    for files are fetched here. `trained` may have a workflow for requests that bring none.
 
     Raises: `CallerError` for inputs that do not fit, `DownloadFailed` and `TimedOut` for URLs.
     """
@@ -90,7 +99,14 @@ def request(
         if field != "workflow_file"
     ]
     return Request(
-        document=_document(workflow_json, received.get("workflow_file"), prefer, patience, config),
+        document=_document(
+            workflow_json,
+            received.get("workflow_file"),
+            prefer,
+            patience,
+            config,
+            own=None if trained is None else trained.workflow,
+        ),
         values=_values(inputs, patience, config),
         files=numbered(files),
         # To JSON Schema 2.0 is an integer, and Cog 0.23 hands it over as a float.
@@ -294,9 +310,15 @@ def _exact(value: int) -> int | str:
 
 
 def _document(
-    workflow_json: str, file: GivenFile | None, prefer: Preference, timeout: float, config: Config
+    workflow_json: str,
+    file: GivenFile | None,
+    prefer: Preference,
+    timeout: float,
+    config: Config,
+    *,
+    own: Mapping[str, Any] | None,
 ) -> Mapping[str, Any]:
-    """The workflow's graph, from wherever the caller has it."""
+    """The workflow's graph, from wherever the caller has it, or else the model's `own`."""
     given = workflow_json.strip()
     limits: Any = {
         "prefer": prefer,
@@ -306,6 +328,8 @@ def _document(
     }
     if file is not None:
         return source.read(file.path, field="workflow_file", **limits)
+    if not given and own is not None:
+        return own
     if not given:
         raise InvalidWorkflow(
             [

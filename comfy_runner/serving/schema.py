@@ -9,7 +9,7 @@ replicate/cog at commit 6110c912 (0.22.0, the last before 0.23.0), in the JSON o
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 from comfy_runner.errors import InvalidInput, Problem
-from comfy_runner.serving.signature import Type, read
+from comfy_runner.serving.signature import Parameter, Type, read, read_training
 
 Json = dict[str, Any]
 
@@ -111,11 +111,60 @@ def generate(source: str, class_name: str = "Predictor") -> Json:
     the name of the parameter, empty for what concerns the method or the file.
     """
     signature = read(source, class_name)
+    inputs, enums = _inputs(signature.parameters, "Input")
+    paths = json.loads(_PATHS)
+    if signature.streaming:
+        paths["/predictions"]["post"]["x-cog-streaming"] = True
+    own = {
+        "Input": inputs,
+        "Output": _by_key({**_shape(signature.output), "title": "Output"}),
+    }
+    return {
+        "components": {"schemas": {**own, **enums, **json.loads(_COMPONENTS)}},
+        "info": {"title": "Cog", "version": "dev"},
+        "openapi": "3.0.2",
+        "paths": paths,
+    }
+
+
+def generate_training(source: str, name: str = "train") -> Json:
+    """The part of the document that the text of a train.py adds: `components` and `paths`.
+
+    `name` names the function in `source` that is described.
+
+    Raises: as `generate`.
+    """
+    training = read_training(source, name)
+    inputs, enums = _inputs(training.parameters, "TrainingInput")
+    fields = {
+        key: _by_key({**_shape(kind), "title": _title(key)})
+        for key, kind in training.output.items()
+    }
+    output = {"properties": fields, "required": [*fields], "title": "Output", "type": "object"}
+    # Cog makes them of the same words, its ids of small ones.
+    words = (
+        ("PredictionRe", "TrainingRe"),
+        ("predict_predictions", "train_trainings"),
+        ("prediction", "training"),
+        ('"Predict"', '"Train"'),
+        ("Prediction Id", "Training Id"),
+        ("schemas/Input", "schemas/TrainingInput"),
+        ("schemas/Output", "schemas/TrainingOutput"),
+    )
+    texts = [_COMPONENTS, _PATHS]
+    for word, other in words:
+        texts = [text.replace(word, other) for text in texts]
+    components, paths = map(json.loads, texts)
+    own = {"TrainingInput": inputs, "TrainingOutput": output}
+    return {"components": {"schemas": {**own, **enums, **components}}, "paths": paths}
+
+
+def _inputs(parameters: Sequence[Parameter], title: str) -> tuple[Json, Json]:
+    """The schema of all inputs together, and those of their choices."""
     properties, enums, required = {}, {}, []
-    for order, parameter in enumerate(signature.parameters):
+    for order, parameter in enumerate(parameters):
         name, kind, said = parameter.name, parameter.type, parameter.settings
-        words = [word[:1].upper() + word[1:] for word in name.split("_")]
-        shape = {**_shape(kind), "title": " ".join(words)}
+        shape = {**_shape(kind), "title": _title(name)}
         if "choices" in said:
             shape = {"allOf": [{"$ref": f"#/components/schemas/{name}"}]}
             enums[name] = {
@@ -133,22 +182,14 @@ def generate(source: str, class_name: str = "Predictor") -> Json:
         if not shape.get("deprecated", True):
             del shape["deprecated"]
         properties[name] = _by_key({**shape, "x-order": order})
-    inputs: Json = {"properties": properties, "required": required, "title": "Input"}
+    inputs: Json = {"properties": properties, "required": required, "title": title}
     if not required:
         del inputs["required"]
-    paths = json.loads(_PATHS)
-    if signature.streaming:
-        paths["/predictions"]["post"]["x-cog-streaming"] = True
-    own = {
-        "Input": {**inputs, "type": "object"},
-        "Output": _by_key({**_shape(signature.output), "title": "Output"}),
-    }
-    return {
-        "components": {"schemas": {**own, **enums, **json.loads(_COMPONENTS)}},
-        "info": {"title": "Cog", "version": "dev"},
-        "openapi": "3.0.2",
-        "paths": paths,
-    }
+    return {**inputs, "type": "object"}, enums
+
+
+def _title(name: str) -> str:
+    return " ".join(word[:1].upper() + word[1:] for word in name.split("_"))
 
 
 def dumps(schema: Mapping[str, Any]) -> str:
@@ -193,24 +234,35 @@ def is_current(project: Path) -> bool:
 
 
 def _of_project(project: Path) -> Json:
-    """The document for what `run:` (or the older `predict:`) names in cog.yaml."""
+    """The document for what `run:` (or the older `predict:`) names in cog.yaml, and `train:`."""
     name = "cog.yaml"
     try:
         settings = yaml.safe_load((project / name).read_bytes())
         match settings:
-            case {"train": _}:
-                what = "Cog adds the training schema to the file; this is not done here."
             case {"run": _, "predict": _}:
                 what = "cog.yaml has both run: and predict:, which Cog refuses."
             case {"run": str(reference)} | {"predict": str(reference)} if ":" in reference:
                 name, _, class_name = reference.partition(":")
-                return generate((project / name).read_bytes().decode(), class_name)
+                found = generate((project / name).read_bytes().decode(), class_name)
+                if "train" not in settings:
+                    return found
+                name, _, function = str(settings["train"]).partition(":")
+                text = (project / name).read_bytes().decode()
+                return _merged(found, generate_training(text, function))
             case _:
                 what = "cog.yaml names no class to run."
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
         raise InvalidInput([Problem("unreadable_file", f"{name} cannot be read: {err}.")]) from err
-    hint = 'Write run: "predict.py:Predictor" and nothing else of these.'
+    hint = 'Write run: "predict.py:Predictor", and train: "train.py:train" if there is one.'
     raise InvalidInput([Problem("bad_reference", what, hint)])
+
+
+def _merged(found: Json, more: Json) -> Json:
+    """The document with what training adds; what is in both stays, as `MergeSchemas` in Cog's
+    `pkg/schema/generator.go` has it, which sorts all keys as well."""
+    schemas = {**more["components"]["schemas"], **found["components"]["schemas"]}
+    paths = {**more["paths"], **found["paths"]}
+    return _by_key({**found, "components": {"schemas": schemas}, "paths": paths})
 
 
 def _shape(kind: Type) -> Json:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,8 @@ class CogServer:
     The project needs `.cog/openapi_schema.json` (`serving.schema.write`), or the server checks
     nothing. `env` adds to this process's environment and wins over it;
     COG_PREDICT_TYPE_STUB there names another class than `predict.py:Predictor`. `hear` gets each
-    line of the log as it comes, on another thread, until the block is left.
+    line of the log as it comes, on another thread, until the block is left. `arguments` are more
+    of the server's own, such as `--x-mode train`.
 
     The server, its worker and their children in the same process group are gone after the block,
     and on Linux also when the thread that entered it ends in any other way.
@@ -80,8 +81,10 @@ class CogServer:
         env: Mapping[str, str] | None = None,
         *,
         hear: Callable[[str], None] | None = None,
+        arguments: Sequence[str] = (),
     ) -> None:
         self._project = project
+        self._arguments = arguments
         self._hear = hear
         self._env = {
             "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
@@ -103,6 +106,7 @@ class CogServer:
 
     def __enter__(self) -> Self:
         server = [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"]
+        server += self._arguments
         self._process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-I", "-S", "-c", LAUNCH, str(os.getpid()), *server],
             cwd=self._project,

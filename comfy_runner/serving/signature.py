@@ -2,8 +2,9 @@
 
 Cog never runs predict.py. What it refuses, drops or garbles is a `Problem` here, and so is what
 it reads but no predict.py of ours needs: inherited `run`, quoted annotations, `Annotated`,
-`TypedDict`, models as output, shared `Input` objects, training. Its rules stand in replicate/cog
-at 6110c912 (0.22.0, the last before 0.23.0): `pkg/schema/{types,schema_type,python/*}.go`.
+`TypedDict`, models as output of `run`, shared `Input` objects, training classes. Its rules stand
+in replicate/cog at 6110c912 (0.22.0, the last before 0.23.0):
+`pkg/schema/{types,schema_type,python/*}.go`.
 """
 
 import ast
@@ -99,17 +100,44 @@ def read(text: str, class_name: str) -> Signature:
     Raises: `InvalidInput` with everything that is wrong; `Problem.input` is the name of the
     parameter, empty for what concerns the method or the file.
     """
-    try:
-        reader = _Reader(Source(text))
-    except SyntaxError as err:
-        what = f"This is not Python: {err.msg} (line {err.lineno})."
-        raise InvalidInput([Problem("syntax_error", what)]) from err
+    reader = _reader(text)
     found = None
     with reader.collecting():
         found = reader.signature(class_name)
     if found is None or reader.problems:
         raise InvalidInput(reader.problems)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a training function takes, in the order of its source, and what it returns."""
+
+    parameters: tuple[Parameter, ...]
+    output: Mapping[str, Type]
+    """The fields of the model that it returns, none of which has a default."""
+
+
+def read_training(text: str, name: str) -> Training:
+    """The signature of a function `name` at the top level of the text of a train.py.
+
+    Raises: as `read`.
+    """
+    reader = _reader(text)
+    found = None
+    with reader.collecting():
+        found = reader.training(name)
+    if found is None or reader.problems:
+        raise InvalidInput(reader.problems)
+    return found
+
+
+def _reader(text: str) -> "_Reader":
+    try:
+        return _Reader(Source(text))
+    except SyntaxError as err:
+        what = f"This is not Python: {err.msg} (line {err.lineno})."
+        raise InvalidInput([Problem("syntax_error", what)]) from err
 
 
 class _Reader:
@@ -138,10 +166,7 @@ class _Reader:
         streaming = False
         with self.collecting():
             streaming = self._streams(method)
-        parameters = []
-        for arg, default in self._arguments(method.args):
-            with self.collecting(arg.arg):
-                parameters.append(self._parameter(arg, default))
+        parameters = self._parameters(self._arguments(method.args))
         if method.returns is None:
             raise Wrong("missing_return_type", "It has no return type.", "Write Iterator[Path].")
         output = _output(_annotation(method.returns))
@@ -149,7 +174,41 @@ class _Reader:
         if streaming and not output.name.endswith("Iterator"):
             what = f"{method.name} is to stream, but returns no iterator."
             raise Wrong("streaming_without_iterator", what, "Return Iterator[...].")
-        return Signature(tuple(parameters), output, streaming)
+        return Signature(parameters, output, streaming)
+
+    def training(self, name: str) -> Training:
+        body = self._source.tree.body
+        functions = [n for n in body if isinstance(n, ast.FunctionDef) and n.name == name]
+        if len(functions) != 1:
+            what = f"There are {len(functions)} functions {name} at the top level."
+            raise Wrong("function_not_found", what, "Define it once, not in an if.")
+        (function,) = functions
+        parameters = self._parameters(self._arguments(function.args, first=None))
+        returned = "" if function.returns is None else _annotation(function.returns).name
+        models = [n for n in body if isinstance(n, ast.ClassDef) and n.name == returned]
+        if len(models) != 1 or [ast.unparse(base) for base in models[0].bases] != ["BaseModel"]:
+            what = "It does not return a BaseModel of its own file."
+            raise Wrong("unsupported_output", what, "Return TrainingOutput(weights=...).")
+        output = {}
+        for field in models[0].body:
+            match field:
+                case ast.AnnAssign(target=ast.Name(id=key), annotation=annotation, value=None):
+                    output[key] = _output(_annotation(annotation), inner=True)
+                case ast.Expr(value=ast.Constant(value=str())):
+                    pass  # its docstring
+                case _:
+                    what = f"{returned} has more than fields without defaults."
+                    raise Wrong("unsupported_output", what, "Write weights: Path alone.")
+        return Training(parameters, output)
+
+    def _parameters(
+        self, arguments: Sequence[tuple[ast.arg, ast.expr | None]]
+    ) -> tuple[Parameter, ...]:
+        parameters = []
+        for arg, default in arguments:
+            with self.collecting(arg.arg):
+                parameters.append(self._parameter(arg, default))
+        return tuple(parameters)
 
     def _streams(self, method: _Method) -> bool:
         found = False
@@ -167,8 +226,10 @@ class _Reader:
                     raise Wrong("concurrent", "There is one run at a time.", "Take this away.")
         return found
 
-    def _arguments(self, args: ast.arguments) -> list[tuple[ast.arg, ast.expr | None]]:
-        """The inputs with their default expressions."""
+    def _arguments(
+        self, args: ast.arguments, *, first: str | None = "self"
+    ) -> list[tuple[ast.arg, ast.expr | None]]:
+        """The inputs with their default expressions; `first` is no input, and must be there."""
         for arg in filter(None, (args.vararg, args.kwarg)):
             with self.collecting(arg.arg):
                 raise Wrong("star_parameter", "Cog ignores it for its stars.", "Name each input.")
@@ -177,7 +238,9 @@ class _Reader:
         with self.collecting():
             if args.posonlyargs:
                 raise Wrong("positional_only", "Cog passes inputs by name.", "Take the / away.")
-            if not plain or plain[0].arg != "self" or plain[0].annotation or both[0][1]:
+            if first is None:
+                both = [(ast.arg(""), None), *both]
+            elif not plain or plain[0].arg != first or plain[0].annotation or both[0][1]:
                 raise Wrong("no_self", "The first parameter is not a plain self.", "Write self.")
         return [*both[1:], *zip(args.kwonlyargs, args.kw_defaults, strict=True)]
 

@@ -1,0 +1,36 @@
+"""What the `setup` of every model does: trained weights in place, and a ComfyUI that runs."""
+
+import os
+
+from comfy_runner.config import Config
+from comfy_runner.runner import Runner
+from comfy_runner.serving import prediction
+from comfy_runner.serving.trained import Installed, install
+
+
+def start(
+    weights: str | None = None, config: Config | None = None
+) -> tuple[Runner, Installed | None]:
+    """A started runner for Cog's worker, and what of a training is in place for it.
+
+    `weights` is what Cog hands to `setup`, see `trained.install`. Without a `config` the settings
+    are those of the environment; so are the tokens for what is fetched ahead. Keep both results:
+    the weights stay on the disk for as long.
+
+    Raises: as `install`, `Runner` and `Runner.start`; `StartFailed` also for another Cog.
+    """
+    prediction.prepare()
+    config = config or Config.from_environment()
+    trained = install(weights, config) if weights else None
+    runner = Runner(config)
+    runner.start(credentials=own_tokens())
+    return runner, trained
+
+
+def own_tokens() -> dict[str, str]:
+    """Host to token, as far as the environment has tokens for what no caller asks for."""
+    return {
+        host: token
+        for name, host in prediction.TOKEN_HOSTS.items()
+        if (token := os.environ.get(name.upper()))
+    }
