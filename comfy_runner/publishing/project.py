@@ -33,7 +33,8 @@ PACKAGE = "comfy_runner"
 COPIED = (
     *("comfyui.toml", "requirements.in", "requirements-dev.in"),
     *("requirements.lock", "weights_manifest.schema.json", "LICENSE", "NOTICE"),
-    *(".gitignore", ".dockerignore", "script/bootstrap", "script/lock"),
+    *(".gitignore", ".dockerignore", "script/bootstrap", "script/lock", "script/select"),
+    *(f"overlays/{name}.yaml" for name in ("baked-weights", "cpu", "private")),
 )
 """Files that are the same in every project."""
 WRITTEN = ("cog.yaml", "pyproject.toml", "requirements.txt")
