@@ -4,7 +4,7 @@ Every third request is bad. Of the others about half are honest, and every answe
 the pixels of pictures, the words of texts. The rest meet a fault, drawn at random:
 
   killed        ComfyUI gets SIGKILL or SIGSEGV in the middle of a node
-  killed early  the same before it has begun with the workflow
+  killed early  the same before it has begun with the workflow, which is begun again, or just then
   killed idle   the same between two requests, of which the second must not notice
   stopped       ComfyUI gets SIGSTOP in the middle of a node, and SIGCONT two seconds later
   gone          the caller closes the connection in the middle of a node
@@ -38,7 +38,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -46,7 +46,7 @@ from typing import Any
 import psutil
 import requests
 from soak_cases import ENDLESS, HONEST, LONG, Case, Cases, serving
-from soak_judges import Answer, Judge, fails, is_gone
+from soak_judges import Answer, Judge, either, fails, is_gone
 from soak_stock import SLACK, Family, Stock, shapes
 from subjects import CogServer, ServerFailed, machine, print_table, workplace
 
@@ -232,8 +232,9 @@ class Soak:
         )
 
     def _killed_early(self) -> Turn:
-        judge = fails("Crashed", "signal SIG")
-        return Turn("killed early", self._endless(judge), once("Run ", self._kill))
+        case = self.cases.sampled(LONG)
+        judge = either(case.judge, fails("Crashed", "signal SIG"))
+        return Turn("killed early", replace(case, judge=judge), once("Run ", self._kill))
 
     def _killed_idle(self) -> Turn:
         return Turn("killed idle", self.cases.honest(), self._listening(), self._bury)

@@ -98,6 +98,11 @@ def fails(*says: str, status: str = "failed") -> Judge:
     return judged
 
 
+def either(first: Judge, second: Judge) -> Judge:
+    """Whether the answer is right for one of the two."""
+    return lambda answer: first(answer) and second(answer) and f"{first(answer)}; {second(answer)}"
+
+
 def opened(content: bytes) -> Image.Image:
     """The picture, decoded, as RGB."""
     with Image.open(io.BytesIO(content)) as picture:

@@ -3,20 +3,25 @@
 import io
 import json
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cog import Secret
+from fakes.file_server import FileServer
 from graphs import WORKFLOWS, bundled, node, picture
 from PIL import Image
 
-from comfy_runner.config import Config
 from comfy_runner.errors import InvalidInput, UnknownModel
 from comfy_runner.runner import Runner
+from comfy_runner.serving import uploads
 from comfy_runner.serving.model import Model
+from comfy_runner.serving.starting import own_tokens
 
 DRAWING = WORKFLOWS / "text_to_picture.json"
 
@@ -130,6 +135,48 @@ def test_a_file_of_the_caller_goes_before_the_one_of_the_project(
     assert {each.name[0]: colour(each) for each in results} == {"2": (0, 0, 255), "4": (0, 255, 0)}
 
 
+def test_a_file_for_two_places_is_fetched_once(
+    runner: Runner, tmp_path: Path, server: FileServer
+) -> None:
+    model = Model(stored(tmp_path, copying()), runner=runner)
+    address = uploads.Address.of(server.serve("one.png", plain("blue")))
+    try:
+        results, _ = run(model, {"1.image": address, "3.image": address})
+    finally:
+        address.unlink()
+    assert {each.name[0]: colour(each) for each in results} == {"2": (0, 0, 255), "4": (0, 0, 255)}
+    assert [asked.path for asked in server.asked] == ["one.png"]
+
+
+def test_a_file_of_the_project_may_be_called_anything(runner: Runner, tmp_path: Path) -> None:
+    document = copying()
+    names = ("My picture (1) ü 狐.png", "it's #2 & 50%.png")
+    (tmp_path / "files").mkdir()
+    for node_id, name, own in zip(("1", "3"), names, ("red", "lime"), strict=True):
+        document[node_id]["inputs"]["image"] = name
+        (tmp_path / "files" / name).write_bytes(plain(own))
+    results, _ = run(Model(stored(tmp_path, document), runner=runner), {})
+    assert {each.name[0]: colour(each) for each in results} == {"2": (255, 0, 0), "4": (0, 255, 0)}
+
+
+def test_a_setup_that_fails_leaves_no_comfyui(
+    tmp_path: Path, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = bundled("text_to_picture")
+    document["1"]["inputs"]["unet_name"] = "nobodys.safetensors"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    config = replace(runner.config, home=tmp_path / "home")
+    with pytest.raises(UnknownModel):
+        Model(stored(tmp_path, document), config=config)
+    assert not list(config.runs.iterdir())
+
+
+def test_a_token_is_taken_as_files_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_abc\n")
+    monkeypatch.setenv("CIVITAI_TOKEN", " \n")
+    assert own_tokens() == {"huggingface.co": "hf_abc"}
+
+
 def test_a_file_that_neither_brings_is_asked_for(runner: Runner, tmp_path: Path) -> None:
     model = Model(stored(tmp_path, copying()), outputs=["2"], runner=runner)
     with pytest.raises(InvalidInput, match=r"mine\.png.* did not come with the request"):
@@ -172,5 +219,14 @@ def test_a_model_without_its_document_says_so(runner: Runner, tmp_path: Path) ->
 
 
 def test_trained_weights_that_are_not_there_are_told_before_comfyui_starts(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"There is no file .*none\.tar"):
-        Model(DRAWING, weights=str(tmp_path / "none.tar"), config=Config(home=tmp_path))
+    """In a process of its own, which it prepares for Cog."""
+    code = f"""
+from comfy_runner.config import Config
+from comfy_runner.serving.model import Model
+Model({str(DRAWING)!r}, weights={str(tmp_path / "none.tar")!r}, config=Config())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert "InvalidInput: input weights: There is no file" in done.stderr
+    assert "Starting ComfyUI" not in done.stdout

@@ -48,7 +48,9 @@ class Predictor(BaseRunner):
             print(f"Made {made.name} (node 1, Maker)", flush=True)
             yield made
         if image is not None:
-            yield Path(image)
+            kept = Path("output.jpg")  # Cog removes its own file with the end of the prediction
+            kept.write_bytes(image.read_bytes())
+            yield kept
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             time.sleep(0.02)
@@ -198,8 +200,9 @@ def test_schema_renews_what_can_be_chosen(program: Program) -> None:
     path = program.folder / "predict.py"
     path.chmod(0o755)
     assert "Run comfy-runner schema." in program("schema", "--check", code=2)[1]
-    out, _ = program("schema")
+    out, err = program("schema")
     assert out == f"{program.folder / schema.SCHEMA}\n"
+    assert "the choices in predict.py were written anew" in err
     listed = '["a.safetensors", "b.safetensors"]'
     assert path.read_text() == CHOOSING.replace('["old.safetensors"]', listed).replace(
         '["none"]', '["ink.safetensors"]'
@@ -215,6 +218,11 @@ def test_schema_renews_what_can_be_chosen(program: Program) -> None:
     out, err = program("predict", "-i", "style=ink.safetensors")
     assert out == "b.safetensors\n"
     assert "Note: the choices in predict.py stay as they are: input lora: Its default" in err
+    program("schema", "--check", code=2)
+    # A machine that only checks has no models at all.
+    (models / "a.safetensors").unlink()
+    _, err = program("schema", "--check")
+    assert "Note: the choices in predict.py are not looked at" in err
 
 
 def test_a_predictor_that_is_not_python_is_told(program: Program) -> None:

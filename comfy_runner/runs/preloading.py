@@ -110,9 +110,8 @@ class Preloading:
             made = self._ensure(weights, addressed)
         except Cancelled:
             raise
-        except ComfyRunnerError as err:
-            log.warning("Preload: %s", err)
-            made = []
+        except ComfyRunnerError:
+            made = self._ensure_each(weights, addressed)  # one that does not come ends all others
         labels |= dict.fromkeys([*(weight.label for weight in weights), *made])
         return [path for label in labels for path in self._files(label, catalog)]
 
@@ -129,6 +128,21 @@ class Preloading:
             for update in steps:
                 told.tell(update)
         return [f"{wanted.folder}/{name}" for wanted, name in steps.result.names.items()]
+
+    def _ensure_each(
+        self, weights: Mapping[Weight, None], addressed: Mapping[Addressed, None]
+    ) -> list[str]:
+        """As `_ensure`, one by one; what does not come is logged."""
+        made: list[str] = []
+        alone = [*(({w: None}, {}) for w in weights), *(({}, {a: None}) for a in addressed)]
+        for weight, wanted in alone:
+            try:
+                made += self._ensure(weight, wanted)
+            except Cancelled:
+                raise
+            except ComfyRunnerError as err:
+                log.warning("Preload: %s", err)
+        return made
 
     def _files(self, label: str, catalog: NodeCatalog) -> Iterator[Path]:
         """The files of a model, named as `folder/name`, in the folders that ComfyUI looks in."""

@@ -269,8 +269,9 @@ def show_log() -> None:
     """Print what the package and ComfyUI log, one line each, wherever `print` goes just then."""
     root = logging.getLogger()
     root.setLevel(logging.INFO)
-    # Cog gives each prediction its own standard output, which `print` looks up each time.
-    root.addHandler(LogPrinter(partial(print, flush=True)))
+    if not any(isinstance(handler, LogPrinter) for handler in root.handlers):
+        # Cog gives each prediction its own standard output, which `print` looks up each time.
+        root.addHandler(LogPrinter(partial(print, flush=True)))
     logging.getLogger("urllib3").setLevel(logging.WARNING)
 
 
