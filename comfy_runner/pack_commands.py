@@ -20,6 +20,7 @@ from comfy_runner.command_line import (
 )
 from comfy_runner.config import Config
 from comfy_runner.documents import source as documents
+from comfy_runner.errors import CallerError
 from comfy_runner.packs import adding, asked, checking, installing, lookup, registry
 from comfy_runner.packs.adding import Entered, Wishes
 from comfy_runner.packs.fetching import Fetching
@@ -179,7 +180,7 @@ def list_packs(as_json: JsonOption = False) -> None:
         {
             "name": pack.name,
             "source": str(pack.source),
-            "state": folder.state(pack).standing,
+            "state": _standing(folder, pack),
             "classes": len(pack.classes),
         }
         for pack in locked.packs
@@ -262,6 +263,13 @@ def why(
         sys.exit(EXIT_CALLER)
 
 
+def _standing(folder: PackFolder, pack: LockedPack) -> str:
+    try:
+        return folder.state(pack).standing
+    except CallerError:  # `check` tells why
+        return "unknown"
+
+
 def _json(answer: Answer) -> dict[str, Any]:
     return {
         "class": answer.class_type,
@@ -273,6 +281,8 @@ def _json(answer: Answer) -> dict[str, Any]:
 
 
 def _line(answer: Answer) -> str:
+    # The workflow may be a stranger's: its names do not move the cursor.
+    name = _shown(answer.class_type)
     if answer.builtin:
         told = "ComfyUI itself has it."
     elif answer.locked:
@@ -282,7 +292,11 @@ def _line(answer: Answer) -> str:
     else:
         similar = " or ".join(map(repr, answer.similar))
         told = f"unknown. Did you mean {similar}?" if similar else "unknown."
-    return f"{answer.class_type}: {told}"
+    return f"{name}: {told}"
+
+
+def _shown(text: str) -> str:
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def _tell_entered(entered: Entered) -> None:

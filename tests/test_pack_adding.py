@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -176,3 +177,78 @@ def test_a_pack_that_is_not_locked_cannot_be_renewed(project: Project, fox: Repo
     with pytest.raises(InvalidInput, match="The lock has no pack 'bear'") as caught:
         project.lock("bear")
     assert caught.value.problems[0].hint == "It has fox."
+
+
+def test_a_clone_with_its_own_history_is_not_replaced_unasked(
+    project: Project, fox: Repository
+) -> None:
+    """Its branches and stashes may be nowhere else."""
+    project.add(fox, "main")
+    clone = project.nodes / "fox"
+    shutil.rmtree(clone)
+    fox.git("clone", "--quiet", fox.url, str(clone))
+    fox.commit(pack_files("Fox", "Bear"))
+    with pytest.raises(InvalidInput, match="Its folder is a git repository"):
+        project.add(fox, "main")
+    assert (clone / ".git" / "HEAD").is_file()
+    project.add(fox, "main", overwrite=True)
+    assert not (clone / ".git").exists()
+
+
+def test_a_pack_that_comes_from_elsewhere_now_is_told(
+    project: Project, fox: Repository, tmp_path: Path
+) -> None:
+    project.add(fox)
+    first = fox.head
+    assert project.add(fox, first).notes == ()
+    other = Repository(tmp_path / "somebody" / "fox")
+    other.commit(pack_files("Fox"))
+    assert project.add(other).notes == (f"fox came from {fox.url} at {first[:12]} until now.",)
+
+
+def test_upgrade_tells_what_it_cannot_follow(project: Project, fox: Repository) -> None:
+    project.add(fox)
+    fox.commit(pack_files("Fox", "Bear"))
+    assert project.lock().notes == ()
+    (note,) = project.lock(upgrade=True).notes
+    assert note.startswith("fox stays at ")
+    assert note.endswith("comfy-runner nodes add with --ref.")
+
+
+def test_a_folder_that_is_no_pack_is_not_copied(project: Project, tmp_path: Path) -> None:
+    """Not even looked through: it may be the whole project."""
+    (write_files(tmp_path / "all", {"a": ""}) / "link").symlink_to("/etc")
+    with pytest.raises(InvalidInput, match="is no pack of nodes"):
+        project.add(str(tmp_path / "all"))
+
+
+def test_what_was_only_added_comes_along_also_where_edits_are_overwritten(
+    project: Project, fox: Repository
+) -> None:
+    project.add(fox)
+    write_files(project.nodes / "fox", {"__init__.py": "mine = 1\n", "settings.json": "mine"})
+    project.add(fox, overwrite=True)
+    assert (project.nodes / "fox" / "settings.json").read_text() == "mine"
+    assert project.folder.state(project.locked("fox")).standing == "same"
+
+
+def test_a_lock_that_could_not_be_read_is_not_written(project: Project, tmp_path: Path) -> None:
+    odd = write_files(tmp_path / "a\\b", pack_files("Fox"))
+    with pytest.raises(InvalidInput, match="must be a path relative to the lock"):
+        project.add(str(odd), name="fox")
+    assert project.folder.read().packs == ()
+    assert project.names() == set()
+
+
+def test_a_pack_that_lies_in_place_is_not_replaced_by_another_unasked(
+    project: Project, fox: Repository
+) -> None:
+    """Its folder is its only source."""
+    own = write_files(project.nodes / "fox", pack_files("Own"))
+    project.add(str(own))
+    with pytest.raises(InvalidInput, match="Its folder is the only source of the pack"):
+        project.add(fox)
+    assert trees.contents(own).keys() == {"__init__.py"}
+    assert project.locked("fox").source == LocalSource("fox")
+    project.add(fox, overwrite=True)
+    assert project.locked("fox").source == GitSource(fox.url, fox.head)

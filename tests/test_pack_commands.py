@@ -164,13 +164,15 @@ def test_what_is_wrong_is_told_and_nothing_is_added(program: Program, restyle: R
 def test_what_a_workflow_lacks_is_told_with_what_to_type(program: Program) -> None:
     workflow = program.folder / "workflow.json"
     workflow.write_text(
-        json.dumps({"1": node("KSampler"), "2": node("ImageResizeKJv2"), "3": node("Nobodys")})
+        json.dumps(
+            {"1": node("KSampler"), "2": node("ImageResizeKJv2"), "3": node("No\x1b[2J\ud800")}
+        )
     )
     out, _ = program("why", workflow, code=2)
     assert out.splitlines() == [
         "ImageResizeKJv2: after the list of well-known packs, comfy-runner nodes add"
         " https://github.com/kijai/ComfyUI-KJNodes",
-        "Nobodys: unknown.",
+        r"No\x1b[2J\ud800: unknown.",
     ]
     out, _ = program("why", "KSampler", "--json")
     assert json.loads(out)["classes"][0]["builtin"]

@@ -83,3 +83,13 @@ def test_a_project_file_without_dependencies_asks_for_nothing(tmp_path: Path, te
 def test_a_damaged_project_file_is_noted(tmp_path: Path) -> None:
     write_files(tmp_path, {"__init__.py": "", "pyproject.toml": "["})
     assert examine(tmp_path).notes[0].startswith("Its pyproject.toml cannot be read")
+
+
+def test_files_that_are_made_to_break_a_reader_are_only_told(tmp_path: Path) -> None:
+    tree = write_files(tmp_path / "a", {"requirements.txt": f"-r \0\n-r {'a' * 300}\nnumpy\n"})
+    found = examine(tree)
+    assert found.requirements == ("numpy",)
+    assert [" which is not in the pack." in note for note in found.notes] == [True, True]
+    deep = "[" * 5000 + "]" * 5000
+    tree = write_files(tmp_path / "b", {"pyproject.toml": f"a = {deep}"})
+    assert "pyproject.toml cannot be read" in examine(tree).notes[0]

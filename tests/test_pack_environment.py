@@ -64,10 +64,11 @@ def test_versions_stay_where_they_fit(tmp_path: Path, offline: Mapping[str, str]
 
 
 def test_a_build_gets_no_tokens(tmp_path: Path) -> None:
-    given = {"HF_TOKEN": "x", "UV_INDEX_OURS_PASSWORD": "y", "https_proxy": "z", "PATH": ""}
-    passed = environment._Uv(tmp_path, given).environment  # noqa: SLF001
-    assert "HF_TOKEN" not in passed
-    assert given.items() - {("HF_TOKEN", "x")} <= passed.items()
+    meant = {"UV_INDEX_OURS_PASSWORD": "y", "https_proxy": "z", "PATH": ""}
+    tokens = {"HF_TOKEN": "x", "registry_password": "x"}
+    passed = environment._Uv(tmp_path, {**meant, **tokens}).environment  # noqa: SLF001
+    assert not tokens.keys() & passed.keys()
+    assert meant.items() <= passed.items()
 
 
 def test_what_we_have_needs_no_index(tmp_path: Path) -> None:
@@ -193,3 +194,9 @@ def test_what_this_environment_lacks_is_told_by_pack() -> None:
     assert set(found) == {"fox", "bear"}
     assert found["fox"] == ["tiny==9 is not installed."]
     assert found["bear"][0].startswith("It asks for pytest<1; pytest ")
+
+
+def test_a_package_by_its_address_does_not_outlive_its_pack() -> None:
+    text = "# head\na @ https://x.example/a-1.0-py3-none-any.whl \\\n    --hash=sha256:00\n"
+    assert not environment.is_current(text, [pack("fox")], OURS)
+    assert environment.is_current("# head\n\n", [pack("fox")], OURS)

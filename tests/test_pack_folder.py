@@ -1,9 +1,10 @@
 """The folder of packs: claimed by one command at a time, and never left half changed."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from fakes.git_repositories import Repository, pack_files
+from fakes.git_repositories import Repository, pack_files, write_files
 from filelock import FileLock
 from pack_projects import Project, make_project
 
@@ -61,3 +62,42 @@ def test_a_folder_that_cannot_be_made_is_told(project: Project, fox: Repository)
     project.nodes.write_text("a file")
     with pytest.raises(MachineError, match="could not be changed"):
         project.add(fox)
+
+
+def test_what_stood_there_comes_back_when_its_exchange_fails(
+    project: Project, fox: Repository
+) -> None:
+    """As where the disk does not take the new pack, or somebody types Ctrl-C."""
+    project.add(fox)
+    old = project.folder.staging / ".old" / "fox"
+    with ExitStack() as stack:
+        stack.enter_context(pytest.raises(KeyboardInterrupt))
+        stack.enter_context(project.folder.claimed())
+        old.parent.mkdir(parents=True)
+        (project.nodes / "fox").rename(old)
+        raise KeyboardInterrupt
+    assert project.folder.state(project.locked("fox")).standing == "same"
+    assert not project.folder.staging.exists()
+
+
+def test_whatever_comfyui_loads_unlocked_is_told(project: Project, fox: Repository) -> None:
+    """It loads hidden folders as well, and on Linux both of two that differ in letter case."""
+    project.add(fox)
+    write_files(
+        project.nodes, {f"{name}/__init__.py": "" for name in (".hidden", "FOX", "a.DISABLED")}
+    )
+    write_files(project.nodes, {".git/a": "", "off.disabled/__init__.py": "", ".single.py": ""})
+    found = project.folder.strangers(project.folder.read())
+    assert found == [".hidden", ".single.py", "FOX", "a.DISABLED"]
+
+
+def test_a_file_in_the_place_of_a_pack_is_not_removed_unasked(
+    project: Project, fox: Repository
+) -> None:
+    project.nodes.mkdir()
+    (project.nodes / "fox").write_text("mine")
+    with pytest.raises(InvalidInput, match="which is not from here"):
+        project.add(fox)
+    assert (project.nodes / "fox").read_text() == "mine"
+    project.add(fox, overwrite=True)
+    assert project.folder.state(project.locked("fox")).standing == "same"

@@ -1,6 +1,7 @@
 """Fetching commits out of real repositories, made on the spot, with all that can go wrong."""
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -130,16 +131,22 @@ def test_nothing_that_a_person_or_repository_set_up_is_run(
         path = write_files(tmp_path, {place: script}) / place
         path.chmod(0o755)
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
-    commit = repository.commit({".gitattributes": "*.bin filter=lfs\n", "a.bin": pointer})
+    attributes = "*.bin filter=lfs\n*.ipynb filter=my=own.strip\n"
+    notebook = {"a.ipynb": "{}", "a.bin": pointer, ".gitattributes": attributes}
+    inner = Repository(tmp_path / "inner")
+    inner.commit(notebook)
+    repository.git("submodule", "--quiet", "add", inner.url, "inner")
+    commit = repository.commit(notebook)
     config = tmp_path / "config"
     config.write_text(
         f"[init]\n templateDir = {tmp_path}/template\n[core]\n hooksPath = {tmp_path}/hooks\n"
         f'[filter "lfs"]\n smudge = {tmp_path}/hooks/smudge\n process = {tmp_path}/hooks/smudge\n'
-        " required = true\n"
+        f' required = true\n[filter "my=own.strip"]\n smudge = {tmp_path}/hooks/smudge\n'
     )
     environment = {**os.environ, "GIT_CONFIG_GLOBAL": str(config)}
     checkout(repository.url, commit, tmp_path / "into", environment)
     assert (tmp_path / "into" / "a.bin").read_text() == pointer
+    assert (tmp_path / "into" / "inner" / "a.ipynb").read_text() == "{}"
     assert not ran.exists()
 
 
@@ -174,4 +181,15 @@ def test_variables_of_another_repository_do_not_count(
     """As inside a git hook."""
     environment = {**os.environ, "GIT_DIR": str(tmp_path / "nowhere"), "GIT_TRACE": "1"}
     checkout(repository.url, repository.head, tmp_path / "into", environment)
+    assert files_in(tmp_path / "into") == pack_files("Fox")
+
+
+def test_a_repository_that_hashes_with_sha256_is_fetched(tmp_path: Path) -> None:
+    made = Repository(tmp_path / "new")
+    shutil.rmtree(made.folder / ".git")
+    made.git("init", "--quiet", "--initial-branch", "main", "--object-format", "sha256")
+    made.commit(pack_files("Fox"))
+    found = resolve(made.url, "main")
+    assert len(found.commit) == 64
+    checkout(made.url, found.commit, tmp_path / "into")
     assert files_in(tmp_path / "into") == pack_files("Fox")

@@ -8,7 +8,8 @@ import pytest
 from fakes.git_repositories import Repository, pack_files, write_files
 from pack_projects import Project, make_project
 
-from comfy_runner.errors import HashMismatch, InvalidInput
+from comfy_runner.errors import HashMismatch, InvalidInput, MachineError
+from comfy_runner.packs import checking
 
 
 @pytest.fixture
@@ -134,3 +135,46 @@ def test_a_pack_in_place_that_changed_is_told_and_frozen_refuses_it(project: Pro
     shutil.rmtree(own)
     with pytest.raises(InvalidInput, match="its only source"):
         project.install()
+
+
+def test_an_entry_written_by_hand_gets_what_the_pack_asks_for(
+    project: Project, fox: Repository
+) -> None:
+    entry = {"name": "fox", "source": {"git": fox.url, "commit": fox.head}}
+    project.folder.lock_file.write_text(json.dumps({"version": 1, "packs": [entry]}))
+    shutil.rmtree(project.nodes / "fox")
+    project.install()
+    assert project.locked("fox").requirements == ("tiny<2",)
+    assert project.locked("fox").classes == ("Fox",)
+    assert "tiny==1.0" in project.folder.read_requirements()
+
+
+def test_a_script_that_failed_is_run_again(project: Project, tmp_path: Path) -> None:
+    script = "import os\nopen('made.txt', 'w')\nraise SystemExit(not os.path.exists('../ready'))\n"
+    bear = Repository(tmp_path / "bear")
+    bear.commit(pack_files("Bear", more={"install.py": script}))
+    with pytest.raises(MachineError, match=r"install\.py failed"):
+        project.add(bear, install_script=True)
+    with pytest.raises(MachineError, match=r"install\.py failed"):
+        project.install()
+    (found,) = checking.check(project.config, ["bear"], limit=None, tell=project.told.append)
+    assert "Its install.py has not run to its end" in found.faults[0]
+    write_files(project.nodes, {"ready": ""})
+    assert project.install().kept == ("bear", "fox")
+    (found,) = checking.check(project.config, ["bear"], limit=None, tell=project.told.append)
+    assert found.faults == ()
+    (project.nodes / "bear" / "made.txt").unlink()
+    project.install()
+    assert not (project.nodes / "bear" / "made.txt").exists()
+
+
+def test_a_folder_with_links_is_replaced_only_if_asked(project: Project, tmp_path: Path) -> None:
+    models = write_files(tmp_path / "models", {"a.bin": "x"})
+    (project.nodes / "fox" / "models").symlink_to(models)
+    with pytest.raises(InvalidInput, match="holds links or odd names: models") as caught:
+        project.install()
+    assert caught.value.problems[0].input == "pack fox"
+    assert caught.value.problems[0].hint.endswith("replaced with --overwrite.")
+    assert project.install(overwrite=True).placed == ("fox",)
+    assert (models / "a.bin").is_file()
+    assert project.folder.state(project.locked("fox")).standing == "same"

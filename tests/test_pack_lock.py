@@ -166,3 +166,11 @@ def test_a_name_that_is_no_folder_for_comfyui_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["ComfyUI-Fox", "fox_2.0", "0246", "_x"])
 def test_a_usual_name_is_taken(name: str) -> None:
     assert not check_name(name)
+
+
+def test_a_class_of_any_name_can_be_locked() -> None:
+    """A pack names its classes, with half characters too."""
+    lock = PackLock((replace(PACKS[0], classes=("A\ud800", "\u00dcber")),))
+    text = write(lock)
+    assert parse(text.encode().decode()) == lock
+    assert "\u00dcber" in text

@@ -128,3 +128,19 @@ def test_the_mark_changes_with_what_packs_ask_for_and_what_we_have() -> None:
     assert (
         requirements.fingerprint([pack("fox", "six", leave_out=("six",)), packs[1]], OURS) != mark
     )
+
+
+def test_a_variable_of_this_machine_is_not_asked_for() -> None:
+    """uv would put its value into the address, and ask a stranger's server for that."""
+    text = "a @ https://x.example/${UV_INDEX_PRIVATE_PASSWORD}/a.whl"
+    wanted, problems = requirements.asked([pack("fox", text)])
+    assert wanted == []
+    assert "the value of a variable of this machine" in problems[0].what
+
+
+def test_what_cannot_be_judged_is_told_by_pack() -> None:
+    deep = f"a; {'(' * 3000}os_name == 'x'{')' * 3000}"
+    wanted, problems = requirements.asked([pack("fox", deep), pack("bear", "a; os_name ~= 'x'")])
+    assert wanted == []
+    assert [problem.input for problem in problems] == ["pack fox", "pack bear"]
+    assert [problem.code for problem in problems] == ["bad_requirement", "bad_requirement"]

@@ -1,5 +1,6 @@
 """A pack's files: their digest, and what was changed."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -81,3 +82,25 @@ def test_files_in_git_lfs_are_found(tmp_path: Path) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     tree = write_files(tmp_path, {"a.bin": pointer, "b.bin": "b", "c.bin": pointer + "x" * 2000})
     assert trees.lfs_pointers(tree, trees.contents(tree)) == ("a.bin",)
+
+
+def test_names_that_are_no_utf8_can_be_noted_and_printed(tmp_path: Path) -> None:
+    """As many packs from China have them, in GBK."""
+    name = os.fsdecode(b"caf\xe9.txt")
+    tree = write_files(tmp_path, {"__init__.py": "", name: "x"})
+    digest = trees.record(tree)
+    noted = trees.recorded(tree)
+    assert noted == trees.contents(tree)
+    assert trees.digest(noted) == digest
+    assert trees.listed((name, "a\x1b[2Jb")) == "caf?.txt, a?[2Jb"
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        trees.contents(tmp_path / "none")
+
+
+def test_a_folder_in_the_place_of_our_record_is_refused(tmp_path: Path) -> None:
+    tree = write_files(tmp_path, {"__init__.py": "", f"{trees.RECORD}/more.py": ""})
+    with pytest.raises(InvalidInput, match=r"odd names: \.comfy_runner\.json"):
+        trees.contents(tree)

@@ -60,6 +60,23 @@ def trained(*labels: str, content: bytes | None = None, **more: bytes) -> dict[s
     return {"manifest.json": manifest, **members, **more}
 
 
+TWICE = json.dumps(
+    {
+        "version": 1,
+        "weights": [
+            {
+                "name": f"{name}.safetensors",
+                "folders": ["loras"],
+                "urls": ["models/loras/a.safetensors"],
+                "size": len(tensors(50)),
+                "sha256": sha256(tensors(50)),
+            }
+            for name in "ab"
+        ],
+    }
+).encode()
+
+
 def kept(config: Config) -> list[str]:
     """The names of all that the store has, pinned or not."""
     return sorted(name for entry in WeightStore(config).objects.entries() for name in entry.names)
@@ -102,6 +119,13 @@ def test_another_content_at_the_address_takes_the_name(config: Config, server: F
     server.serve("t.tar", other, ranges=True, etag='"2"')
     install(url, config)
     assert (config.models / "loras/a.safetensors").read_bytes() == tensors(50, b"b")
+
+
+def test_a_token_out_of_a_file_may_end_in_a_line(config: Config, server: FileServer) -> None:
+    url = server.serve("a/b/resolve/main/t.tar", tar(trained("loras/a.safetensors")), ranges=True)
+    config = replace(config, hf_endpoint=server.url("").rstrip("/"))
+    found = install_here(url, config, {"HF_TOKEN": "hf_abc\n"})
+    assert found.names == ("loras/a.safetensors",)
 
 
 def test_a_host_that_tells_no_version_is_asked_for_all_of_it_again(
@@ -216,6 +240,11 @@ def test_installed_weights_are_not_evicted_while_the_process_runs(
             InvalidWorkflow,
             r"workflow\.json of",
         ),
+        (
+            trained("loras/a.safetensors") | {"manifest.json": TWICE},
+            BadArchive,
+            "names one member for two weights",
+        ),
         ({"a.txt": b"nothing"}, BadArchive, "no safetensors file"),
     ],
 )
@@ -268,6 +297,10 @@ def test_a_source_that_cannot_be_used_is_one_clear_error(
         install("gone.tar", config)
     with pytest.raises(InvalidInput, match="is a folder, no tar"):
         install(tmp_path, config)
+    with pytest.raises(InvalidInput, match="is a device or pipe, no tar"):
+        install(os.devnull, config)
+    with pytest.raises(InvalidInput, match="There is no file"):
+        install("file://[weights.tar", config)
     with pytest.raises(DownloadFailed, match=r"gone\.tar could not be fetched: there is no such"):
         install(server.url("gone.tar"), config)
     with pytest.raises(BadArchive, match="neither a tar nor a zip"):

@@ -23,12 +23,13 @@ from weight_stores import settings as store_settings
 from weight_stores import sha256, tensors
 
 from comfy_runner.config import Config
-from comfy_runner.errors import CallerError, MachineError, Refused
+from comfy_runner.errors import CallerError, HashMismatch, MachineError, Refused
 from comfy_runner.fetch.outside import LAUNCH
 from comfy_runner.runner import Runner
 from comfy_runner.serving.server import BUSY
 from comfy_runner.serving.trained import install
 from comfy_runner.serving.training import package
+from comfy_runner.serving.uploads import Address
 from comfy_runner.weights.manifest import Manifest
 
 GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {"width": 8}}}
@@ -133,6 +134,54 @@ def test_an_upload_is_a_file_or_an_archive_with_one(config: Config, uploaded: Pa
     assert members(package(asked, upload=uploaded, config=config)) == plain
     assert plain["models/loras/mine.safetensors"] == tensors(7)
     assert [path.suffix for path in (config.home / "training").iterdir()] == [".tar"]
+
+
+def test_an_upload_by_its_address_is_fetched_once(
+    config: Config,
+    uploaded: Path,
+    server: FileServer,
+) -> None:
+    address = Address.of(server.serve("up.safetensors", tensors(7)))
+    asked = "loras/a.safetensors = upload\nloras/b.safetensors = upload"
+    assert len(members(package(asked, upload=address, config=config))) == 3
+    assert len(server.asked) == 1
+    address.unlink()
+    assert list(uploaded.parent.iterdir()) == []
+
+
+def test_an_upload_must_have_the_hash_that_is_given(config: Config, uploaded: Path) -> None:
+    uploaded.write_bytes(tensors(7))
+    entry = {"url": "upload", "sha256": sha256(tensors(7))}
+    package(json.dumps({"loras/a.safetensors": entry}), upload=uploaded, config=config)
+    entry["sha256"] = sha256(b"another file")
+    with pytest.raises(HashMismatch):
+        package(json.dumps({"loras/a.safetensors": entry}), upload=uploaded, config=config)
+
+
+def test_a_name_is_installed_however_its_letters_are_composed(
+    config: Config, tmp_path: Path, uploaded: Path
+) -> None:
+    """As macOS decomposes them."""
+    uploaded.write_bytes(tensors(7))
+    path = package("loras/e\u0301te\u0301.safetensors = upload", upload=uploaded, config=config)
+    there = replace(config, models=tmp_path / "elsewhere")
+    assert install(str(path), there, {}).names == ("loras/\u00e9t\u00e9.safetensors",)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["a.sft", "a.sft/b.sft"], "loras/a.sft cannot be a file and the folder of"),
+        (["\u00e9" * 99 + ".sft"], "200 bytes a name and 40 folders are taken"),
+        (["a/" * 38 + "a.sft"], "200 bytes a name and 40 folders are taken"),
+    ],
+)
+def test_names_that_could_not_be_unpacked_are_not_packed(
+    config: Config, uploaded: Path, names: list[str], says: str
+) -> None:
+    uploaded.write_bytes(tensors(7))
+    weights = "".join(f"loras/{name} = upload\n" for name in names)
+    assert says in refused(weights, config, upload=uploaded)
 
 
 def test_an_upload_that_cannot_be_used_is_one_clear_error(config: Config, uploaded: Path) -> None:

@@ -4,15 +4,25 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import assert_never
 
 from comfy_runner.config import Config
 from comfy_runner.errors import CallerError, InvalidInput, Problem
 from comfy_runner.packs import declared, environment, scripts, trees
 from comfy_runner.packs.asked import Asked, name_for
 from comfy_runner.packs.fetching import INIT, Fetching
-from comfy_runner.packs.folder import NO_EDITS, PackFolder, State
+from comfy_runner.packs.folder import PackFolder, State
 from comfy_runner.packs.importing import Tried, try_packs
-from comfy_runner.packs.lock import LocalSource, LockedPack, PackLock
+from comfy_runner.packs.lock import (
+    ArchiveSource,
+    GitSource,
+    LocalSource,
+    LockedPack,
+    PackLock,
+    RegistrySource,
+    parse,
+    write,
+)
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +80,9 @@ def add(config: Config, fetching: Fetching, asked: Asked, wishes: Wishes, tell: 
         standing = _replaceable(folder, pack, before, wishes.overwrite)
         tell(f"Fetching {pack.name} from {pack.source} ...")
         pack, notes = _read(fetching, pack)
+        if before and _place(before) != _place(pack):
+            notes.append(f"{pack.name} came from {before.source} until now.")
+        _require_readable(lock.having(pack))
         found = environment.resolve(
             lock.having(pack).packs,
             environment.ours(config.project),
@@ -81,7 +94,8 @@ def add(config: Config, fetching: Fetching, asked: Asked, wishes: Wishes, tell: 
             staged.write_text(found.text, encoding="utf-8")
             environment.install(staged, config.project)
         if not folder.in_place(pack):
-            folder.settle(folder.staging / pack.name, pack.name, standing.edits)
+            edits, has_script = standing.edits, pack.install_script
+            folder.settle(folder.staging / pack.name, pack.name, edits, script_due=has_script)
         folder.save(lock.having(pack), found.text)
         if pack.install_script:
             scripts.run(config, folder.target(pack.name), tell)
@@ -119,6 +133,11 @@ def refresh(
         notes: list[str] = []
         for before in chosen:
             source = fetching.newer(before.source) if upgrade else before.source
+            if upgrade and isinstance(source, GitSource) and not source.ref:
+                notes.append(
+                    f"{before.name} stays at {source.commit[:12]}: no branch or tag was asked for."
+                    " To have one followed: comfy-runner nodes add with --ref."
+                )
             tell(f"Fetching {before.name} from {source} ...")
             pack, told = _read(fetching, replace(before, source=source))
             if pack.digest == before.digest and before.imported:
@@ -126,6 +145,7 @@ def refresh(
             renewed.append(pack)
             notes += told
         new = lock.having(*renewed)
+        _require_readable(new)
         found = environment.resolve(
             new.packs,
             environment.ours(config.project),
@@ -173,6 +193,8 @@ def refuse_edited(states: Iterable[tuple[LockedPack, State]]) -> None:
                 what = f"Its folder was changed since it was installed: {files}."
             case "unknown":
                 what = "There is a folder of its name with other content, which is not from here."
+            case _ if state.has_history:
+                what = "Its folder is a git repository, whose branches and commits would be lost."
             case _:
                 continue
         hint = "Keep what you need of it, and replace it with --overwrite."
@@ -191,9 +213,13 @@ def _replaceable(
         state = folder.state(before or pack)
     except CallerError:
         state = State("unknown")
+    if not overwrite and before and folder.in_place(before) and state.standing != "missing":
+        what = "Its folder is the only source of the pack that the lock has by this name."
+        hint = "Give the new one another name with --name, or replace it with --overwrite."
+        raise InvalidInput([Problem("edited_pack", what, hint, input=f"pack {pack.name}")])
     if not overwrite:
         refuse_edited([(pack, state)])
-    return state if state.standing in ("same", "older") else State(state.standing, NO_EDITS)
+    return state
 
 
 def _read(fetching: Fetching, pack: LockedPack) -> tuple[LockedPack, list[str]]:
@@ -224,6 +250,20 @@ def _read(fetching: Fetching, pack: LockedPack) -> tuple[LockedPack, list[str]]:
         imported=False,
     )
     return entry, notes
+
+
+def _require_readable(lock: PackLock) -> None:
+    """Raises: `InvalidInput` for a lock that nobody could read once it were written."""
+    parse(write(lock))
+
+
+def _place(pack: LockedPack) -> str:
+    """Where the pack comes from, whatever its version."""
+    match pack.source:
+        case GitSource(place) | RegistrySource(place) | ArchiveSource(place) | LocalSource(place):
+            return place
+        case _:
+            assert_never(pack.source)
 
 
 def _require_init(pack: LockedPack, tree: Path) -> None:

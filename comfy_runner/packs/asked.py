@@ -9,9 +9,9 @@ from urllib.parse import unquote, urlsplit
 from comfy_runner.errors import InvalidInput, Problem
 from comfy_runner.fetch.archives import promised
 from comfy_runner.fetch.urls import is_confidential, redacted, scheme
-from comfy_runner.packs.lock import PASSWORD, REGISTRY_ID, check_git_url, check_name
+from comfy_runner.packs.lock import ARCHIVE_URL, PASSWORD, REGISTRY_ID, check_git_url, check_name
 
-OWNER_AND_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+OWNER_AND_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 GITHUB_PAGE = re.compile(r"(https://github\.com/[^/]+/[^/]+?)(?:\.git)?/tree/([^?#]+?)/?")
 GITHUB_ARCHIVE = re.compile(r"https://(?:codeload\.)?github\.com/[^/]+/([^/]+)/.+")
 SCP_FORM = re.compile(r"[A-Za-z0-9_][\w.-]*@[A-Za-z0-9][\w.-]*:\S+")
@@ -68,9 +68,9 @@ def read(text: str, ref: str = "") -> Asked:
     text = text.strip()
     if ref.startswith("-"):
         _refuse(ref, f"{ref!r} is no branch, tag, commit or version.", field="--ref")
-    path = Path(text).expanduser() if text else Path("?")
-    if text.startswith((".", "/", "~")) or path.is_dir():
-        if not path.is_dir():
+    path = _folder(text)
+    if text.startswith((".", "/", "~")) or path is not None:
+        if path is None:
             _refuse(text, f"There is no folder {text}.", "Check the path.")
         if ref:
             what = f"{text} is a folder, which has no {ref!r}."
@@ -97,19 +97,34 @@ def name_for(asked: Asked, given: str = "") -> str:
     return name
 
 
+def _folder(text: str) -> Path | None:
+    """The folder of that name, if there is one."""
+    try:
+        path = Path(text).expanduser()
+        return path if text and path.is_dir() else None
+    except (OSError, RuntimeError):  # a name that is too long, the home of nobody
+        return None
+
+
 def _remote(text: str) -> Asked:
     address = text.removeprefix("git+")
     if PASSWORD.match(address):
         what = "There is a user or password in the address, which would end up in the lock."
         _refuse(redacted(address), what, "Leave it out: git uses what you have set up for it.")
     if page := GITHUB_PAGE.fullmatch(address):
-        return AskedGit(page[1], unquote(page[2]))
+        ref = unquote(page[2])
+        if (why := check_git_url(page[1])) or ref.startswith("-"):
+            _refuse(redacted(address), why or f"{ref!r} is no branch, tag or commit.", FORMS)
+        return AskedGit(page[1], ref)
     if scheme(address) in ("http", "https"):
         is_archive = promised(PurePosixPath(urlsplit(address).path).name)
         if is_archive and address == text:
             if not is_confidential(address):
                 what = "Code is not fetched over plain http, where anybody can change it."
                 _refuse(redacted(address), what, "Use an https address.")
+            if not ARCHIVE_URL.fullmatch(address):
+                what = "The address has a space, a # or capitals before its colon."
+                _refuse(redacted(address), what, "Give the address of the archive alone.")
             return AskedArchive(address)
     if scheme(address) or SCP_FORM.fullmatch(address):
         if why := check_git_url(address):

@@ -86,7 +86,10 @@ def _files(folder: PackFolder, pack: LockedPack) -> tuple[list[str], list[str]]:
     fault = FAULTS[standing]
     if standing == "edited":
         fault = f"It was changed: {trees.listed(state.edits.changed)}. {fault}"
-    return [fault] if fault else [], notes
+    faults = [fault] if fault else []
+    if pack.install_script and trees.script_due(folder.target(pack.name)):
+        faults.append("Its install.py has not run to its end. Run comfy-runner nodes install.")
+    return faults, notes
 
 
 def _loaded(pack: LockedPack, tried: Tried) -> tuple[list[str], list[str]]:

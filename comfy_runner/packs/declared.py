@@ -51,7 +51,7 @@ def _requirements(tree: Path, notes: list[str]) -> Iterator[str]:
         raw = tomllib.loads((tree / "pyproject.toml").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         notes.append(f"Its pyproject.toml cannot be read, so no requirements are known: {err}.")
         return
     project = raw.get("project")
@@ -68,10 +68,10 @@ def _lines(path: Path, tree: Path, notes: list[str], seen: set[Path]) -> Iterato
         line = re.sub(r"(^|\s)#.*$", "", raw).strip()
         option = re.match(r"(-r|--requirement)[ =]*(.+)", line)
         if option:
-            other = (path.parent / option[2].strip()).resolve()
+            other = _included(path, option[2].strip())
             if other in seen:
                 continue
-            if other.is_relative_to(tree.resolve()) and other.is_file():
+            if other is not None and other.is_relative_to(tree.resolve()):
                 seen.add(other)
                 yield from _lines(other, tree, notes, seen)
             else:
@@ -85,6 +85,15 @@ def _lines(path: Path, tree: Path, notes: list[str], seen: set[Path]) -> Iterato
             )
         elif line:
             yield re.sub(r"\s+--hash=\S+", "", line)
+
+
+def _included(path: Path, name: str) -> Path | None:
+    """The file that one of requirements includes; None where there is none."""
+    try:
+        other = (path.parent / name).resolve()
+        return other if other.is_file() else None
+    except (OSError, ValueError):  # a name that no file can have
+        return None
 
 
 def _classes(tree: Path) -> Iterator[str]:

@@ -71,7 +71,7 @@ def ours(project: Path) -> Ours:
 def is_current(locked: str, packs: Sequence[LockedPack], pinned: Ours) -> bool:
     """Whether a requirements lock is what `resolve` would make anew."""
     if not any(pack.requirements for pack in packs):
-        return not requirements.pins(locked)
+        return _names_none(locked)
     return requirements.is_of(locked, requirements.fingerprint(packs, pinned.runtime))
 
 
@@ -115,8 +115,7 @@ def install(
 
     Raises: `DownloadFailed`, in uv's own words.
     """
-    lines = locked.read_text(encoding="utf-8").splitlines()
-    if all(not line or line.startswith("#") for line in lines):
+    if _names_none(locked.read_text(encoding="utf-8")):
         return
     done = _Uv(project, environment).run(
         *("pip", "install", "--python", str(python or sys.executable)),
@@ -142,6 +141,11 @@ def unmet(packs: Iterable[LockedPack], pinned: Ours) -> dict[str, list[str]]:
             what = f"It asks for {each.text}; {each.name} {have} is installed."
             found.setdefault(each.pack, []).append(what)
     return found
+
+
+def _names_none(locked: str) -> bool:
+    """Whether a requirements lock has no package, be it by its version or by an address."""
+    return all(not line or line.startswith("#") for line in locked.splitlines())
 
 
 def _compiled(needed: Sequence[Asked], pinned: Mapping[str, str], uv: "_Uv", before: str) -> str:
@@ -187,7 +191,7 @@ class _Uv:
         passed = {
             name: value
             for name, value in environment.items()
-            if MEANT_FOR_UV.fullmatch(name) or not SECRET.search(name)
+            if MEANT_FOR_UV.fullmatch(name) or not SECRET.search(name.upper())
         }
         self.environment = {**passed, "NO_COLOR": "1", **_index(environment)}
         beside = str(Path(sys.executable).parent)

@@ -101,6 +101,8 @@ class Fetching:
                             )
                         ]
                     )
+                if not (place / INIT).is_file():  # it may be a folder of everything
+                    raise InvalidInput([_no_pack(pack, place)])
                 trees.copy(place, into)
             case _:
                 assert_never(source)

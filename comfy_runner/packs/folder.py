@@ -45,6 +45,8 @@ class State:
 
     standing: Standing
     edits: Edits = NO_EDITS
+    has_history: bool = False
+    """Whether it is a git repository, whose commits, branches and stashes may be nowhere else."""
 
 
 class PackFolder:
@@ -117,11 +119,16 @@ class PackFolder:
         return sorted(
             path.name
             for path in self.path.iterdir()
-            if (path.is_dir() or path.suffix == ".py")
-            and not path.name.casefold().endswith(IGNORED_BY_COMFYUI)
-            and not path.name.startswith((".", "__pycache__"))
-            and lock.get(path.name) is None
+            if _is_loaded(path) and not self._is_named(path, lock)
         )
+
+    def _is_named(self, path: Path, lock: PackLock) -> bool:
+        """Whether it is a pack's folder: of a name in other letter case only where that is one."""
+        pack = lock.get(path.name)
+        if pack is None or pack.name == path.name:
+            return pack is not None
+        target = self.target(pack.name)
+        return target.exists() and target.samefile(path)
 
     def state(self, pack: LockedPack) -> State:
         """How the pack's folder stands.
@@ -136,24 +143,31 @@ class PackFolder:
     def _state(self, pack: LockedPack) -> State:
         folder = self.target(pack.name)
         if not folder.is_dir():
-            return State("missing")
+            is_there = os.path.lexists(folder) and not self.in_place(pack)
+            return State("unknown" if is_there else "missing")
         now = trees.contents(folder)
+        has_history = (folder / ".git").exists()
         if self.in_place(pack):
             return State("same" if trees.digest(now) == pack.digest else "edited")
         ours = trees.recorded(folder)
         if ours is None:
-            return State("same" if trees.digest(now) == pack.digest else "unknown")
+            standing: Standing = "same" if trees.digest(now) == pack.digest else "unknown"
+            return State(standing, has_history=has_history)
         found = trees.edits(ours, now)
         if found.changed:
-            return State("edited", found)
-        return State("same" if trees.digest(ours) == pack.digest else "older", found)
+            return State("edited", found, has_history)
+        standing = "same" if trees.digest(ours) == pack.digest else "older"
+        return State(standing, found, has_history)
 
-    def settle(self, staged: Path, name: str, edits: Edits = NO_EDITS) -> str:
+    def settle(
+        self, staged: Path, name: str, edits: Edits = NO_EDITS, *, script_due: bool = False
+    ) -> str:
         """Move a fetched pack into its place, in the stead of what was there. Returns its digest.
 
         What was added beside our files there, such as settings, comes along where the name is free.
+        With `script_due` it is noted there that its `install.py` is still to be run.
         """
-        digest = trees.record(staged)
+        digest = trees.record(staged, script_due=script_due)
         target, old = self.target(name), self.staging / OLD / name
         if target.is_symlink():
             target.unlink()
@@ -183,7 +197,7 @@ class PackFolder:
                 try:
                     yield
                 finally:
-                    shutil.rmtree(self.staging, ignore_errors=True)
+                    self._restore()
         except Timeout as err:
             what = f"Another comfy-runner nodes command is changing {self.path}; wait for its end."
             raise MachineError(what) from err
@@ -192,7 +206,7 @@ class PackFolder:
             raise MachineError(f"{place} could not be changed: {err.strerror or err}.") from err
 
     def _restore(self) -> None:
-        """Put back what a killed command has taken away, and remove what it has left."""
+        """Put back what a command that was cut off has taken away, and remove what it has left."""
         old = self.staging / OLD
         for pack in old.iterdir() if old.is_dir() else ():
             if not self.target(pack.name).exists():
@@ -213,3 +227,14 @@ class PackFolder:
                 part.replace(path)
         except OSError as err:
             raise MachineError(f"{path} cannot be written: {err.strerror}.") from err
+
+
+def _is_loaded(path: Path) -> bool:
+    """Whether ComfyUI 0.30 tries to load it (nodes.py init_external_custom_nodes): a dot before the
+    name keeps it from nothing.
+    """
+    if path.name == "__pycache__" or path.name.endswith(IGNORED_BY_COMFYUI):
+        return False
+    if path.is_dir():
+        return not path.name.startswith(".") or (path / "__init__.py").exists()
+    return path.suffix == ".py"

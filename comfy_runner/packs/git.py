@@ -9,6 +9,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,6 +25,9 @@ TIMEOUT = 900.0
 
 ABBREVIATED = re.compile(r"[0-9a-f]{7,39}")
 
+SHA256_LENGTH = 64
+"""Digits of a commit's id in a repository that hashes with SHA-256."""
+
 SHOWN_REFS = 8
 """How many branches and tags an error names."""
 
@@ -36,10 +40,6 @@ SETTINGS = (
     "core.autocrlf=false",
     "core.eol=lf",
     "core.attributesFile=/dev/null",
-    # What stands in Git LFS stays there: a pointer is the same with and without git-lfs.
-    "filter.lfs.smudge=",
-    "filter.lfs.process=",
-    "filter.lfs.required=false",
     "submodule.recurse=false",
     "fetch.recurseSubmodules=false",
     "advice.detachedHead=false",
@@ -103,7 +103,7 @@ def checkout(
     Raises: `InvalidInput` where the repository has no such commit (any more), `DownloadFailed`.
     """
     git = _Git(into, url, environment)
-    _begin(into, url, git)
+    _begin(into, url, git, "sha256" if len(commit) == SHA256_LENGTH else "sha1")
     if git.run("fetch", "--quiet", "--no-tags", "--depth", "1", "origin", commit):
         # Not every server gives a commit by its id; all of them give their branches and tags.
         if why := git.run("fetch", "--quiet", "--no-tags", "origin", *ALL_REFS):
@@ -115,6 +115,8 @@ def checkout(
                 " comfy-runner nodes add and --ref."
             )
             _refuse(what, hint)
+    # What stands in Git LFS stays there: a pointer is the same with and without git-lfs.
+    git = git.without_filters()
     if why := git.run("checkout", "--quiet", "--force", "--detach", commit):
         _fail(url, why)
     if (into / ".gitmodules").is_file():
@@ -137,10 +139,32 @@ class _Git:
         self.environment = {
             **passed,
             "GIT_ALLOW_PROTOCOL": f"https:ssh{local}",
+            "GIT_ATTR_NOSYSTEM": "1",
             "GIT_LFS_SKIP_SMUDGE": "1",
             "GIT_TERMINAL_PROMPT": "0",
             "LC_ALL": "C",
         }
+
+    def without_filters(self) -> "_Git":
+        """The same with all filters off that somebody has set up: a pack may ask for any of them.
+
+        Submodules get that, too. Raises: `DownloadFailed`.
+        """
+        done = self.start("config", "--null", "--name-only", "--get-regexp", r"^filter\.")
+        names = sorted({name.rpartition(".")[0] for name in done.stdout.split("\0") if name})
+        # Not by `-c`, for which a name ends at its first `=`.
+        count = int(self.environment.get("GIT_CONFIG_COUNT") or 0)
+        added: dict[str, str] = {}
+        for name in names:
+            for part, value in (("smudge", ""), ("process", ""), ("required", "false")):
+                added |= {
+                    f"GIT_CONFIG_KEY_{count}": f"{name}.{part}",
+                    f"GIT_CONFIG_VALUE_{count}": value,
+                }
+                count += 1
+        other = copy(self)
+        other.environment = {**self.environment, **added, "GIT_CONFIG_COUNT": str(count)}
+        return other
 
     def start(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run one git command to its end. Raises: `DownloadFailed`."""
@@ -172,9 +196,10 @@ class _Git:
         return "" if done.returncode == 0 else _last_words(done)
 
 
-def _begin(folder: Path, url: str, git: _Git) -> None:
+def _begin(folder: Path, url: str, git: _Git, hashing: str = "sha1") -> None:
     folder.mkdir(parents=True)
-    why = git.run("init", "--quiet", "--template=") or git.run("remote", "add", "origin", url)
+    why = git.run("init", "--quiet", "--template=", f"--object-format={hashing}")
+    why = why or git.run("remote", "add", "origin", url)
     if why:
         _fail(url, why)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from comfy_runner.config import Config
 from comfy_runner.errors import InvalidInput, Problem
-from comfy_runner.packs import environment, scripts, trees
+from comfy_runner.packs import declared, environment, scripts, trees
 from comfy_runner.packs.adding import refuse_edited
 from comfy_runner.packs.fetching import Fetching, check_digest
 from comfy_runner.packs.folder import PackFolder, State
@@ -48,7 +48,7 @@ def install(
         pinned = environment.ours(config.project)
         if frozen:
             _require_locked(folder, lock, pinned)
-        states = {pack.name: folder.state(pack) for pack in lock.packs}
+        states = _states(folder, lock, overwrite=overwrite)
         notes = _look_at_own(folder, lock, states, frozen=frozen)
         due = [
             pack
@@ -57,7 +57,9 @@ def install(
         ]
         if not overwrite:
             refuse_edited((pack, states[pack.name]) for pack in due)
-        new = lock.having(*(_fetched(fetching, pack, tell) for pack in due))
+        fetched = [_fetched(fetching, pack, tell) for pack in due]
+        new = lock.having(*(pack for pack, _ in fetched))
+        notes += [note for _, told in fetched for note in told]
         text = folder.read_requirements()
         if not environment.is_current(text, new.packs, pinned):
             resolution = environment.resolve(new.packs, pinned, config.project, before=text)
@@ -68,25 +70,56 @@ def install(
             staged.write_text(text, encoding="utf-8")
             environment.install(staged, config.project)
         for pack in due:
-            folder.settle(folder.staging / pack.name, pack.name, states[pack.name].edits)
+            edits, has_script = states[pack.name].edits, pack.install_script
+            folder.settle(folder.staging / pack.name, pack.name, edits, script_due=has_script)
         if new != lock or text != folder.read_requirements():
             folder.save(new, text)
-        for pack in due:
-            if pack.install_script:
+        for pack in lock.packs:
+            # Also one that was cut off, or failed, when its pack was put in place.
+            if pack.install_script and trees.script_due(folder.target(pack.name)):
                 scripts.run(config, folder.target(pack.name), tell)
         placed = tuple(pack.name for pack in due)
         kept = tuple(pack.name for pack in lock.packs if pack not in due)
         return Installed(placed, kept, tuple(folder.strangers(lock)), tuple(notes))
 
 
-def _fetched(fetching: Fetching, pack: LockedPack, tell: Tell) -> LockedPack:
-    """The entry, completed, of a pack whose files are staged now and are those of the lock."""
+def _states(folder: PackFolder, lock: PackLock, *, overwrite: bool) -> dict[str, State]:
+    """How each pack's folder stands. Raises: `InvalidInput` for those that cannot be compared."""
+    found: dict[str, State] = {}
+    problems: list[Problem] = []
+    for pack in lock.packs:
+        try:
+            found[pack.name] = folder.state(pack)
+        except InvalidInput as err:
+            if overwrite and not folder.in_place(pack):
+                found[pack.name] = State("unknown")
+                continue
+            hint = "Take them out of the folder, or have it replaced with --overwrite."
+            place = f"pack {pack.name}"
+            problems += (replace(problem, hint=hint, input=place) for problem in err.problems)
+    if problems:
+        raise InvalidInput(problems)
+    return found
+
+
+def _fetched(
+    fetching: Fetching, pack: LockedPack, tell: Tell
+) -> tuple[LockedPack, tuple[str, ...]]:
+    """The entry, completed, of a pack whose files are staged now and are those of the lock.
+
+    And what there is to note of one that was written by hand, without a digest.
+    """
     tell(f"Fetching {pack.name} from {pack.source} ...")
     tree = fetching.folder.staging / pack.name
     source = fetching.bring(pack, tree)
     found = trees.digest(trees.contents(tree))
     check_digest(pack, found)
-    return replace(pack, source=source, digest=found)
+    entry = replace(pack, source=source, digest=found)
+    if pack.digest:
+        return entry, ()
+    told = declared.examine(tree)
+    notes = tuple(f"{pack.name}: {note}" for note in told.notes)
+    return replace(entry, requirements=told.requirements, classes=told.classes), notes
 
 
 def _look_at_own(

@@ -25,6 +25,9 @@ ARCHIVE_URL = re.compile(r"https?://[^\s#]+")
 PASSWORD = re.compile(r"https?://[^/@]+@|[a-z]+://[^/@:]+:[^/@]*@")
 """A user or password in an address, which would stand in the lock for everybody to read."""
 
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a character of UTF-16, which Python's texts may hold alone."""
+
 IGNORED_BY_COMFYUI = ".disabled"
 """Ending of folders that ComfyUI 0.30 does not load (nodes.py init_external_custom_nodes)."""
 
@@ -146,7 +149,9 @@ def write(lock: PackLock) -> str:
         }
         for pack in sorted(lock.packs, key=lambda pack: pack.name.casefold())
     ]
-    return json.dumps({"version": VERSION, "packs": packs}, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps({"version": VERSION, "packs": packs}, indent=2, ensure_ascii=False) + "\n"
+    # A pack may call its classes what no file in UTF-8 can hold.
+    return SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def parse(text: str, shown: str = FILE) -> PackLock:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -34,7 +35,13 @@ SAME_MODULE: Sequence[frozenset[str]] = (
 """Packages that write the same files: the one installed last wins, and removing one breaks both."""
 
 PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)")
-VERSION_CONTROL = re.compile(r"(git|hg|svn|bzr)\+")
+REFUSED = (
+    (re.compile("^(-e|--editable)"), "It is a folder of its author's machine."),
+    (re.compile(r"(git|hg|svn|bzr)\+"), "It comes out of a repository, so no hash can pin it."),
+    # uv puts the value there, a password too.
+    (re.compile(r"\$\{"), "It asks for the value of a variable of this machine."),
+)
+"""What is not resolved for a pack, and why."""
 HEAD = "# Of: "
 
 
@@ -71,8 +78,7 @@ def asked(packs: Iterable[LockedPack]) -> tuple[list[Asked], list[Problem]]:
             if isinstance(found, str):
                 problems.append(_problem(pack.name, text, found))
                 continue
-            applies = found.marker is None or found.marker.evaluate()
-            if applies and canonicalize_name(found.name) not in left_out:
+            if _applies(found) and canonicalize_name(found.name) not in left_out:
                 wanted.append(Asked(pack.name, text, found))
     return wanted, problems
 
@@ -170,17 +176,24 @@ def written(compiled: str, ours: Iterable[str], mark: str) -> str:
 
 def _read(text: str) -> Requirement | str:
     """The requirement, or why it cannot be used."""
-    if text.startswith(("-e", "--editable")):
-        return "It is a folder of its author's machine."
-    if VERSION_CONTROL.search(text):
-        return "It comes out of a repository, so no hash can pin it."
+    for pattern, why in REFUSED:
+        if pattern.search(text):
+            return why
     try:
         found = Requirement(text)
-    except InvalidRequirement as err:
-        return f"It is no requirement: {str(err).splitlines()[0]}."
+        _applies(found)
+    except (InvalidRequirement, UndefinedComparison, UndefinedEnvironmentName) as err:
+        return f"It is no requirement: {str(err).splitlines()[0].rstrip('.')}."
+    except RecursionError:
+        return "It is no requirement: its parentheses stand in too many others."
     if found.url is not None and not found.url.startswith("https://"):
         return "It does not come over https."
     return found
+
+
+def _applies(requirement: Requirement) -> bool:
+    """Whether it is meant for this system."""
+    return requirement.marker is None or requirement.marker.evaluate()
 
 
 def _problem(pack: str, text: str, why: str) -> Problem:

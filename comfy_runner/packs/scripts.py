@@ -9,6 +9,7 @@ from pathlib import Path
 from comfy_runner.comfyui.process import child_environment
 from comfy_runner.config import Config
 from comfy_runner.errors import MachineError
+from comfy_runner.packs import trees
 
 TIMEOUT = 1800.0
 """Seconds until a script is given up."""
@@ -20,12 +21,14 @@ SHOWN_LINES = 12
 def run(config: Config, pack: Path, tell: Callable[[str], object]) -> None:
     """Run `install.py` in a pack's folder, if there is one, with the environment of ComfyUI.
 
-    It gets no tokens. What it writes counts as added to the pack, not as part of it.
+    It gets no tokens. What it writes counts as added to the pack, not as part of it. Once it has
+    run to its end, that is noted in the folder.
 
     Raises: `MachineError` with its last lines where it fails or takes too long.
     """
     script = pack / "install.py"
     if not script.is_file():
+        trees.script_done(pack)
         return
     tell(f"Running {script} ...")
     paths = os.pathsep.join((str(config.comfyui), str(pack)))
@@ -47,3 +50,4 @@ def run(config: Config, pack: Path, tell: Callable[[str], object]) -> None:
     if done.returncode:
         lines = "".join(f"\n  | {line}" for line in done.stdout.splitlines()[-SHOWN_LINES:])
         raise MachineError(f"{script} failed with exit code {done.returncode}.{lines}")
+    trees.script_done(pack)

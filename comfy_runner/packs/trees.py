@@ -7,8 +7,10 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from comfy_runner.errors import InvalidInput, MachineError, Problem
+from comfy_runner.fetch.archives import encodable
 
 RECORD = ".comfy_runner.json"
 """File in a pack's folder with the hashes of the files that we put there."""
@@ -41,10 +43,12 @@ def contents(tree: Path) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     odd: list[str] = []
-    for folder, folders, names in os.walk(tree):
+    for folder, folders, names in os.walk(tree, onerror=_raise):
         here = Path(folder)
         folders[:] = sorted(name for name in folders if name not in METADATA)
         odd += [name for name in folders if (here / name).is_symlink()]
+        if here == tree and RECORD in folders:
+            odd.append(RECORD)
         for name in names:
             path = here / name
             shown = path.relative_to(tree).as_posix()
@@ -70,24 +74,33 @@ def digest(files: Mapping[str, str]) -> str:
     return lines.hexdigest()
 
 
-def record(tree: Path) -> str:
-    """Note in the folder itself which files are ours. Returns their digest."""
+def record(tree: Path, *, script_due: bool = False) -> str:
+    """Note in the folder itself which files are ours. Returns their digest.
+
+    With `script_due` it is also noted that the pack's `install.py` is still to be run.
+    """
     files = contents(tree)
-    text = json.dumps({"version": 1, "files": files}, indent=1, ensure_ascii=False)
-    (tree / RECORD).write_text(text + "\n", encoding="utf-8")
+    _note(tree, files, script_due=script_due)
     return digest(files)
 
 
 def recorded(tree: Path) -> dict[str, str] | None:
     """What `record` noted; None where nothing can be read."""
-    try:
-        raw = json.loads((tree / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    files = raw.get("files") if isinstance(raw, dict) else None
+    files = _noted(tree).get("files")
     if not isinstance(files, dict) or not all(isinstance(found, str) for found in files.values()):
         return None
     return files
+
+
+def script_due(tree: Path) -> bool:
+    """Whether `install.py` is still to be run, as `record` noted and `script_done` did not yet."""
+    return _noted(tree).get("script_due") is True
+
+
+def script_done(tree: Path) -> None:
+    """Note that `install.py` has run to its end; for nobody's copy there is nothing to note."""
+    if (files := recorded(tree)) is not None:
+        _note(tree, files, script_due=False)
 
 
 def edits(ours: Mapping[str, str], now: Mapping[str, str]) -> Edits:
@@ -135,6 +148,27 @@ def copy(source: Path, target: Path) -> None:
 
 
 def listed(names: list[str] | tuple[str, ...]) -> str:
-    """The first few names, and how many there are besides."""
+    """The first few names, fit to be printed, and how many there are besides."""
     left = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {left} more" if left > 0 else "")
+    shown = encodable(", ".join(names[:LISTED]))
+    shown = "".join(letter if letter.isprintable() else "?" for letter in shown)
+    return shown + (f" and {left} more" if left > 0 else "")
+
+
+def _noted(tree: Path) -> dict[str, object]:
+    try:
+        raw = json.loads((tree / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return raw if isinstance(raw, dict) else {}
+
+
+def _note(tree: Path, files: Mapping[str, str], *, script_due: bool) -> None:
+    noted = {"version": 1, "files": files, **({"script_due": True} if script_due else {})}
+    # In ASCII, since a name need not be UTF-8.
+    (tree / RECORD).write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
+
+
+def _raise(err: OSError) -> NoReturn:
+    """For `os.walk`, which would leave out folders that it cannot read."""
+    raise err

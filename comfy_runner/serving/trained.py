@@ -64,7 +64,7 @@ def install(source: str, config: Config, environment: Mapping[str, str] = os.env
     tokens = {
         host: token
         for name, host in ALL_TOKEN_HOSTS.items()
-        if (token := environment.get(name.upper()))
+        if (token := environment.get(name.upper(), "").strip())
     }
     with ExitStack() as pins:
         job = _Installing(_find(source, config, tokens, store), config, store, tokens, pins)
@@ -103,11 +103,11 @@ class _Held:
 
 def _find(source: str, config: Config, tokens: Mapping[str, str], store: WeightStore) -> _Tar:
     source = source.strip()
-    path = Path(unquote(urlsplit(source).path)) if scheme(source) == "file" else Path(source)
     try:
+        path = Path(unquote(urlsplit(source).path)) if scheme(source) == "file" else Path(source)
         if scheme(source) in ("", "file") and path.exists():
             return _local(path)
-    except OSError:  # a name that is too long
+    except (OSError, ValueError):  # a name that is too long, or no URL
         pass
     hosts = Hosts.of(config)
     address = None
@@ -137,7 +137,8 @@ def _find(source: str, config: Config, tokens: Mapping[str, str], store: WeightS
 
 def _local(path: Path) -> _Tar:
     if not path.is_file():
-        raise _bad("no_weights", f"{path} is a folder, no tar.", "Give a tar of trained weights.")
+        what = f"{path} is a {'folder' if path.is_dir() else 'device or pipe'}, no tar."
+        raise _bad("no_weights", what, "Give a tar of trained weights.")
     status = path.stat()
     version = f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
     identity = f"file\n{path.resolve()}"

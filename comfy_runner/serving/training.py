@@ -12,15 +12,16 @@ from typing import Any
 from comfy_runner.config import Config
 from comfy_runner.documents import source as documents
 from comfy_runner.errors import InvalidInput, Problem
-from comfy_runner.fetch.archives import find_weights, promised, unpack
+from comfy_runner.fetch.archives import MAX_NAME_BYTES, find_weights, promised, unpack
 from comfy_runner.fetch.endings import SAFETENSORS, WEIGHTS
 from comfy_runner.fetch.judge import judge
 from comfy_runner.fetch.policy import Policy
+from comfy_runner.fetch.unpacking import MAX_DEPTH
 from comfy_runner.runs.files import GivenFile
 from comfy_runner.serving import uploads
 from comfy_runner.serving.prediction import Narrator, credentials, printable
 from comfy_runner.serving.training_asked import UPLOAD, Asked, asked
-from comfy_runner.serving.training_tar import Packed, packed, write_tar
+from comfy_runner.serving.training_tar import MODELS, Packed, packed, write_tar
 from comfy_runner.weights.bringing.installing import UNPACKED_FILES, storing
 from comfy_runner.weights.hosts.addresses import shown
 from comfy_runner.weights.kept.files import discard
@@ -63,9 +64,11 @@ def package(
     with ExitStack() as stack:
         names = _brought(wanted, store, known, stack)
         files = []
+        sent: Mapping[str, GivenFile] = {}
         for one in wanted:
             if one.what is None:
-                sent = uploads.received(
+                # Once: Cog removes only what came last.
+                sent = sent or uploads.received(
                     {UPLOAD: upload}, timeout=config.fetch_timeout, config=config
                 )
                 files.append(_sent(one, sent[UPLOAD], folder, config, stack))
@@ -153,7 +156,7 @@ def _sent(one: Asked, file: GivenFile, folder: Path, config: Config, stack: Exit
             room = max(0, free_bytes(folder) - config.disk_reserve)
             paths = unpack(path, inside, max_bytes=room, max_files=UNPACKED_FILES, shown=told)
         path = find_weights(paths, inside, shown=told)
-    sha256 = judge(path, name=one.name, size=None, sha256=None, shown=told)
+    sha256 = judge(path, name=one.name, size=None, sha256=one.sha256, shown=told)
     return packed(_weight(one.folder, one.name, "Uploaded."), path, sha256)
 
 
@@ -187,12 +190,21 @@ def _named(asked_name: str, own: str) -> str:
 
 
 def _check_names(files: Sequence[Packed]) -> None:
-    """Raises: `InvalidInput` for names that two files would have."""
+    """Raises: `InvalidInput` for names that two files would have, or that do not go into a tar."""
     labels = [f"{folder}/{each.weight.name}" for each in files for folder in each.weight.folders]
     twice = sorted(label for label, count in Counter(labels).items() if count > 1)
     if twice:
         hint = "Give each a name of its own: FOLDER/NAME = ADDRESS."
         raise _bad(f"Two files would be called {', '.join(twice)}.", hint)
+    for label in labels:
+        parts = PurePosixPath(MODELS, label).parts
+        longest = max(len(part.encode()) for part in parts)
+        if longest > MAX_NAME_BYTES or len(parts) > MAX_DEPTH:
+            what = f"{label} is too long: {MAX_NAME_BYTES} bytes a name and {MAX_DEPTH} folders"
+            raise _bad(f"{what} are taken.", "Give it a shorter name.")
+        for inside in (other for other in labels if other.startswith(f"{label}/")):
+            hint = "Give one of them another name."
+            raise _bad(f"{label} cannot be a file and the folder of {inside}.", hint)
 
 
 def _forget_old(folder: Path) -> None:

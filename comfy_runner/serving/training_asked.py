@@ -32,6 +32,8 @@ class Asked:
     """The model folder, legacy names mapped."""
     name: str
     """What it is to be called; without an ending it gets that of the file, empty for its own."""
+    sha256: str | None = None
+    """The hash that an upload must have; that of an address stands in `what`."""
 
 
 def asked(text: str, config: Config, *, has_upload: bool = False) -> tuple[Asked, ...]:
@@ -123,7 +125,7 @@ class _Reader:
             if PurePosixPath(name).suffix.lower() not in WEIGHTS:
                 # Cog keeps no names of what is sent in the request itself.
                 raise _bad("An upload needs a name.", "Write loras/style.safetensors = upload.")
-            return Asked(None, folder, name)
+            return Asked(None, folder, name, sha256)
         hf = self._config.hf_endpoint
         address = parse(right, bare_repositories=True, hf_endpoint=hf)
         if address is None:

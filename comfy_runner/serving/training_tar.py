@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
+from unicodedata import normalize
 
 from comfy_runner.config import Config
 from comfy_runner.documents import source as documents
@@ -56,7 +57,12 @@ class Contents:
 
 
 def packed(weight: Weight, path: Path, sha256: str) -> Packed:
-    """The file of a weight as it goes into a tar; `weight.urls` do not count."""
+    """The file of a weight as it goes into a tar; `weight.urls` do not count.
+
+    Its names are in Unicode's NFC, in which a manifest is read.
+    """
+    name, *folders = (normalize("NFC", each) for each in (weight.name, *weight.folders))
+    weight = replace(weight, name=name, folders=tuple(folders))
     url = f"{MODELS}/{weight.label}"
     size = path.stat().st_size
     return Packed(replace(weight, urls=(Source(url),), size=size, sha256=sha256), path)
@@ -157,6 +163,9 @@ def _of_ours(names: Mapping[str, Path], shown: str) -> Contents:
             for problem in err.problems
         ) from err
     files = {weight.label: _member(weight, names, shown) for weight in weights}
+    if len(set(files.values())) < len(files):
+        what = f"Its {MANIFEST} names one member for two weights."
+        raise BadArchive(shown, "bad_archive", what, ANEW)
     others = names.keys() - {MANIFEST, WORKFLOW, *(weight.urls[0].url for weight in weights)}
     if others:
         what = f"Its {MANIFEST} does not name its member {min(others)!r}."
