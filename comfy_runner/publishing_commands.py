@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +33,8 @@ from comfy_runner.publishing.differing import show_diff
 from comfy_runner.publishing.keeping import MANIFEST, Choices, read_record
 from comfy_runner.publishing.making import Made, Order, make, named, stored_document
 from comfy_runner.publishing.placing import text
-from comfy_runner.publishing.replacing import apply, restore
+from comfy_runner.publishing.readme import quoted
+from comfy_runner.publishing.replacing import alone, apply, restore
 from comfy_runner.weights.hosts.locate import Hosts
 from comfy_runner.weights.manifests.document import write
 from comfy_runner.weights.manifests.files import read_file
@@ -117,10 +119,11 @@ def new(
     stands between `begin: yours` and `end: yours` stays, and what changes for callers is told.
     """
     config = Config.from_environment()
-    with errors_as_json(as_json):
+    with errors_as_json(as_json), ExitStack() as held:
         if folder is None:
             folder, workflow = _again(Path(workflow))
         folder = folder.absolute()
+        held.enter_context(alone(folder))
         if restore(folder):
             errors.print("Note: a change that was cut off is undone.")
         record = read_record(folder)
@@ -156,6 +159,9 @@ def new(
                 errors.print("Nothing was changed.")
                 sys.exit(EXIT_CALLER)
         if not dry_run:
+            if read_record(folder) != record:  # there was no folder to be alone in
+                what = f"Somebody else has made the project in {folder} meanwhile."
+                refuse("busy_folder", what, "Look at it, and try again.", "DIR")
             apply(folder, made.change, made.record)
             if lock:
                 _lock(folder, config)
@@ -165,7 +171,7 @@ def new(
         print(f"{folder}: {len(made.change.write)} files would be written. Nothing was changed.")
     else:
         print(f"{folder} is ready. What to do next:")
-        print(f"  cd {folder}")
+        print(f"  cd {quoted(str(folder))}")
         print("  script/test   # sets itself up, serves the model and makes one prediction")
         print(f"  script/push   # publishes it as {made.project.model}, with Docker and cog")
 

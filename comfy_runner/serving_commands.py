@@ -135,12 +135,27 @@ def write_schema(
         print(schema.write(config.project))
         return
     hint = "Run comfy-runner schema."
-    if _with_new_choices(config) != (config.project / "predict.py").read_bytes().decode():
+    if not _has_its_choices(config):
         what = "There is something else to choose from now than predict.py says."
         refuse("old_choices", what, hint, "predict.py")
     if not schema.is_current(config.project):
         what = "predict.py and .cog/openapi_schema.json differ."
         refuse("old_schema", what, hint, "predict.py")
+
+
+def _has_its_choices(config: Config) -> bool:
+    """Whether predict.py has the choices that there are.
+
+    Where a source has none at all, nothing is known of them: its models may be on other machines.
+    """
+    try:
+        text = _with_new_choices(config)
+    except InvalidInput as err:
+        if any(problem.code != "no_choices" for problem in err.problems):
+            raise
+        errors.print(f"Note: the choices in predict.py are not looked at: {err}", markup=False)
+        return True
+    return text == (config.project / "predict.py").read_bytes().decode()
 
 
 def _renew(config: Config) -> None:
@@ -170,6 +185,7 @@ def _renew_choices(config: Config) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+    errors.print("Note: the choices in predict.py were written anew, from what is there now.")
 
 
 def _with_new_choices(config: Config) -> str:

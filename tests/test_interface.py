@@ -191,6 +191,24 @@ def test_a_primitive_that_holds_a_seed_is_none() -> None:
     assert not design(of(graph), catalog()).seed
 
 
+def test_a_seed_that_stays_the_same_is_noted() -> None:
+    graph = sampled(["6", 0], ["6", 0], **{"6": text("a"), "7": node("PrimitiveInt", value=7)})
+    graph["3"]["inputs"]["seed"] = ["7", 0]
+    made = design(of(graph), catalog())
+    assert not made.seed
+    assert [note for note in made.notes if "7.value" in note]
+    for settled in ({"chosen": {"noise": "7.value"}}, {"fixed": {"7.value": 1}}):
+        assert not design(of(graph), catalog(), **settled).notes  # type: ignore[arg-type]
+
+
+def test_a_chosen_seed_that_no_default_can_be_is_random_when_it_is_blank() -> None:
+    graph = sampled(["6", 0], ["6", 0], **{"6": text("a")})
+    graph["3"]["inputs"]["seed"] = 2**64 - 1
+    (noise,) = design(of(graph), catalog(), chosen={"noise": "3.seed"}).params
+    assert noise.blank
+    assert noise.description.endswith("Blank for a random one.")
+
+
 def test_files_are_called_after_what_they_are_for() -> None:
     assert names(template("api_kling_v3_flf2v"))[1:3] == ["first_frame", "end_frame"]
     graph = {
@@ -214,6 +232,27 @@ def test_what_a_label_alone_does_not_tell_apart_its_title_does() -> None:
     assert names(template("templates-subject_holding_product.app")) == [
         *("image", "product_image", "resolution")
     ]
+
+
+def test_a_label_that_says_nothing_is_told_with_its_subgraph() -> None:
+    assert names(template("basic_image_color_adjustment"))[:4] == [
+        *("image", "glow_value", "glow_value_1", "glow_value_2")
+    ]
+
+
+def test_what_is_left_out_of_many_inputs_is_noted() -> None:
+    (note,) = design(template("basic_image_color_adjustment"), catalog()).notes
+    assert f"more than the {MOST} inputs" in note
+    assert "preserve_luminosity" in note
+
+
+def test_that_nothing_suits_is_noted_with_what_could_be_chosen() -> None:
+    conversion = template("basic_mask_operations_and_compositing")
+    made = design(conversion, catalog())
+    assert made.params == ()
+    (note,) = made.notes
+    assert "--input image=374.image" in note
+    assert design(conversion, catalog(), chosen={"image": "374.image"}).notes == ()
 
 
 def test_what_does_not_run_has_no_inputs() -> None:
@@ -394,6 +433,16 @@ def test_a_curve_cannot_be_an_input() -> None:
     )
     with pytest.raises(InvalidInput, match="CURVE that no input of a model can set"):
         design(conversion, catalog(), chosen={"it": curve})
+
+
+def test_of_a_picture_whose_mask_is_used_it_is_told_what_that_is() -> None:
+    said = {
+        one.name: one.description
+        for one in design(template("flux_fill_inpaint_example"), catalog()).params
+    }
+    assert said["image"].endswith("loads. What is transparent in it is the mask.")
+    plain = design(template("image_qwen_image_edit_2509"), catalog()).params
+    assert not [one.name for one in plain if "mask" in one.description]
 
 
 def test_a_file_is_needed_unless_the_project_has_it() -> None:
@@ -614,6 +663,14 @@ def test_any_label_gets_a_name_that_is_free(label: str, prefix: str, taken: set[
 def test_what_a_predictor_needs_itself_is_no_name(name: str) -> None:
     assert not is_usable(name)
     assert is_usable(free(name, "", ()))
+
+
+def test_a_name_that_python_has_itself_gets_no_number() -> None:
+    assert free("object", "", ()) == "object_input"
+    assert free("object", "", {"object_input"}) == "object_input_2"
+    assert free("object", "segment", ()) == "segment_object"
+    assert free("seed", "", ()) == "seed_2"
+    assert names(template("image_lotus_depth_v1_1"))[0] == "image"
 
 
 def test_a_record_of_the_default_choice_is_the_default_choice() -> None:

@@ -24,7 +24,7 @@ from comfy_runner.publishing.keeping import (
     plan,
     read_record,
 )
-from comfy_runner.publishing.replacing import ADDED, UNDO, apply, restore
+from comfy_runner.publishing.replacing import ADDED, UNDO, alone, apply, restore
 
 CHOICES = Choices(
     name="Nice",
@@ -135,6 +135,8 @@ def test_a_folder_with_only_a_fresh_repository_is_empty(tmp_path: Path) -> None:
         ('{"version": 2}', "version 2"),
         (Record(CHOICES, (), {"../x": "0"}).to_json(), "as comfy-runner new writes it"),
         (Record(CHOICES, (), {"/etc/x": "0"}).to_json(), "as comfy-runner new writes it"),
+        (Record(CHOICES, (), {"//etc/x": "0"}).to_json(), "as comfy-runner new writes it"),
+        (Record(CHOICES, (), {".GIT/hooks/x": "0"}).to_json(), "as comfy-runner new writes it"),
     ],
 )
 def test_a_record_that_does_not_hold_is_refused(tmp_path: Path, text: str, says: str) -> None:
@@ -330,3 +332,64 @@ def test_there_is_mostly_nothing_to_bring_back(tmp_path: Path) -> None:
     assert not restore(tmp_path)
     assert not (tmp_path / UNDO).exists()
     assert json.loads(Record(CHOICES).to_json())["choices"]["name"] == "Nice"
+
+
+@pytest.mark.parametrize("path", ["../mine", "{outside}/mine", "/{outside}/mine", "link/mine"])
+def test_an_undo_from_elsewhere_removes_nothing_outside(tmp_path: Path, path: str) -> None:
+    outside, project = tmp_path / "outside", tmp_path / "project"
+    outside.mkdir()
+    for place in (outside / "mine", tmp_path / "mine"):
+        place.write_text("precious")
+    (project / UNDO).mkdir(parents=True)
+    (project / "link").symlink_to(outside)
+    (project / UNDO / ADDED).write_text(json.dumps([path.format(outside=outside)]))
+    with pytest.raises(MachineError, match=r"outside of the project|is a link"):
+        restore(project)
+    assert (outside / "mine").exists()
+    assert (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("kept", ["files", "files/a.txt"])
+def test_an_undo_from_elsewhere_reads_nothing_outside(tmp_path: Path, kept: str) -> None:
+    outside, project = tmp_path / "outside", tmp_path / "project"
+    outside.mkdir()
+    (outside / "a.txt").write_text("secret")
+    (project / UNDO / kept).parent.mkdir(parents=True)
+    target = outside if kept == "files" else outside / "a.txt"
+    (project / UNDO / kept).symlink_to(target)
+    (project / UNDO / ADDED).write_text("[]")
+    with pytest.raises(MachineError, match="is a link"):
+        restore(project)
+    assert not (project / "a.txt").exists()
+
+
+def test_an_empty_folder_is_filled_where_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    before = folder.stat().st_ino  # that of a shell which stands in it
+    make(folder, {"a.txt": b"1"})
+    assert folder.stat().st_ino == before
+    assert (folder / "a.txt").read_bytes() == b"1"
+
+
+def test_only_one_is_at_work_in_a_folder(tmp_path: Path) -> None:
+    with alone(tmp_path), pytest.raises(InvalidInput, match="at work"), alone(tmp_path):
+        pass
+    with alone(tmp_path), alone(tmp_path / "new"), alone(tmp_path / "new"):
+        pass
+    with pytest.raises(InvalidInput, match="cannot be read"), alone(tmp_path / ("n" * 300)):
+        pass
+
+
+def test_the_new_project_of_another_is_left_alone(tmp_path: Path) -> None:
+    class Looking(Path):
+        """A file; whoever reads it takes the folder above the project for a project, too."""
+
+        def __fspath__(self) -> str:
+            restore(tmp_path)
+            return super().__fspath__()
+
+    (tmp_path / "content").write_text("1")
+    change = Change({"a.txt": Looking(tmp_path / "content")}, (), (), (), {})
+    apply(tmp_path / "project", change, Record(CHOICES))
+    assert (tmp_path / "project" / "a.txt").read_text() == "1"

@@ -2,12 +2,12 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,16 +159,36 @@ def test_a_file_of_the_project_may_be_called_anything(runner: Runner, tmp_path: 
     assert {each.name[0]: colour(each) for each in results} == {"2": (255, 0, 0), "4": (0, 255, 0)}
 
 
-def test_a_setup_that_fails_leaves_no_comfyui(
-    tmp_path: Path, runner: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_setup_that_fails_leaves_no_comfyui(tmp_path: Path, comfyui_tree: Path) -> None:
+    """In a process of its own, which it prepares for Cog."""
     document = bundled("text_to_picture")
     document["1"]["inputs"]["unet_name"] = "nobodys.safetensors"
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    config = replace(runner.config, home=tmp_path / "home")
-    with pytest.raises(UnknownModel):
-        Model(stored(tmp_path, document), config=config)
-    assert not list(config.runs.iterdir())
+    code = f"""
+from comfy_runner.config import Config
+from comfy_runner.errors import UnknownModel
+from comfy_runner.serving.model import Model
+config = Config.from_environment()
+try:
+    Model({str(stored(tmp_path, document))!r}, config=config)
+except UnknownModel:
+    print("Left:", [*config.runs.iterdir()])
+"""
+    environment = {
+        **os.environ,
+        "COMFY_RUNNER_COMFYUI": str(comfyui_tree),
+        "COMFY_RUNNER_HOME": str(tmp_path / "home"),
+        "COMFY_RUNNER_DEVICE": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env=environment,
+    )
+    assert done.stdout.splitlines()[-1] == "Left: []"
 
 
 def test_a_token_is_taken_as_files_have_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from comfy_runner.errors import CallerError, InvalidInput
 from comfy_runner.packs.folder import PackFolder
 from comfy_runner.packs.lock import GitSource, LocalSource, LockedPack, PackLock, parse, write
 from comfy_runner.publishing.gathering import gather_packs
+from comfy_runner.publishing.replacing import alone
 from comfy_runner.publishing_commands import new, schema_diff
 from comfy_runner.serving import schema
 
@@ -39,6 +40,9 @@ PLAIN = {
     "folders": ["loras"],
     "urls": ["https://example.com/plain.safetensors"],
 }
+
+
+TOKEN = "0123456789abcdef" * 2
 
 
 @pytest.fixture(autouse=True)
@@ -393,6 +397,66 @@ def test_choices_come_from_a_group_of_the_manifest(
     content = json.loads((folder / "weights_manifest.json").read_text())
     assert content["groups"] == groups
     assert {"gated.safetensors", "plain.safetensors"} <= {w["name"] for w in content["weights"]}
+
+
+def test_a_text_that_looks_like_a_secret_is_told_and_gets_into_no_schema(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = bundled("text_to_picture")
+    document["4"]["inputs"]["text"] = f"from https://example.com/a.png?token={TOKEN}"
+    new(saved(tmp_path, document), folder, fix=[f"5.text=hf_{TOKEN}"])
+    told = " ".join(capsys.readouterr().err.split())
+    assert "node 4 (Positive prompt) has as text looks like a secret" in told
+    assert "fixed at 5.text looks like a secret" in told
+    assert TOKEN not in told
+    known = {path for path, content in tree(folder).items() if TOKEN.encode() in content}
+    assert known == {"workflows/workflow.json", "predict.py", "comfy-runner.json"}
+    assert f"?token={TOKEN}" not in (folder / "predict.py").read_text()
+
+
+def test_a_secret_that_only_the_editor_knows_is_told_too(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = bundled("text_to_picture")
+    document["4"]["_meta"]["note"] = {"deep": [f"https://me:{TOKEN}@example.com/"]}
+    new(saved(tmp_path, document), folder)
+    assert "looks like a secret" in " ".join(capsys.readouterr().err.split())
+    document["4"]["_meta"]["note"] = "https://example.com/?download=true, max_tokens, hf_hub"
+    new(saved(tmp_path, document), folder)
+    assert "secret" not in capsys.readouterr().err
+
+
+def test_two_at_once_do_not_get_into_each_others_way(tmp_path: Path, folder: Path) -> None:
+    document = saved(tmp_path, bundled("text_to_picture"))
+    new(document, folder)
+    before = tree(folder)
+    with alone(folder), pytest.raises(InvalidInput, match="at work"):
+        new(document, folder, value=["words=4.text"])
+    assert tree(folder) == before
+
+
+def test_what_appears_meanwhile_is_not_written_over(
+    tmp_path: Path, folder: Path, server: FileServer
+) -> None:
+    document = saved(tmp_path, bundled("text_to_picture"))
+    content = json.dumps({"1": node("PreviewAny", source="a")}).encode()
+    url = server.serve("slow.json", content, hold_after=10)
+
+    def another() -> None:
+        server.holding.wait(60)
+        try:
+            new(document, folder)
+        finally:
+            server.release.set()
+
+    thread = threading.Thread(target=another)
+    thread.start()
+    with pytest.raises(InvalidInput, match="meanwhile"):
+        new(url, folder)
+    thread.join()
+    assert json.loads((folder / "workflows" / "workflow.json").read_text()) == (
+        bundled("text_to_picture")
+    )
 
 
 def test_a_model_that_is_only_here_is_told(

@@ -19,6 +19,7 @@ from comfy_runner.errors import CallerError, InvalidInput
 from comfy_runner.publishing.choosing import design
 from comfy_runner.publishing.interface import Interface, Param
 from comfy_runner.publishing.literals import settled, signature_text, written
+from comfy_runner.publishing.marks import skeleton
 from comfy_runner.publishing.naming import is_usable
 from comfy_runner.publishing.predictor import predictor, refresh_choices
 from comfy_runner.serving import schema
@@ -272,6 +273,47 @@ def test_a_text_stands_between_its_quotes_as_it_is(value: str) -> None:
     assert found.get("default") == value or "nullable" in found
     assert fixed_in(text)["7.text"] == value
     assert complaints(text) == ""
+
+
+@pytest.mark.parametrize(
+    "node_id",
+    ['6": print(), "x', "6\\", "it's", "both '\"", "two\nlines", "\n# end: yours\n", "{}"],
+)
+def test_a_nodes_id_is_a_text_whatever_stands_in_it(node_id: str) -> None:
+    interface = Interface(
+        params=(an_input("prompt", f"{node_id}.text", "str", "Words.", default="a"),),
+        fixed={f"{node_id}.cfg": 1.0},
+        outputs=(node_id,),
+    )
+    text = predictor(interface, "m")
+    values = next(
+        each.value
+        for each in ast.walk(ast.parse(text))
+        if isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == "values"
+    )
+    assert isinstance(values, ast.Dict)
+    keys = [ast.literal_eval(key) for key in values.keys if key is not None]
+    assert keys == [f"{node_id}.text", f"{node_id}.cfg"]
+    assert ast.unparse(values.values[0]) == "prompt"
+    assert complaints(text) == ""
+    assert skeleton(text) == text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("# begin: yours", "  # end: yours", "<!-- begin: yours -->"),
+        "# choices from folder:loras, written anew by comfy-runner schema",
+    ],
+)
+def test_a_text_with_lines_like_marks_brings_none(line: str) -> None:
+    value = f"a\n{line}\nb"
+    made = an_input("it", "6.text", "str", "Words.", default=value)
+    assert settled(made).blank
+    text = predictor(Interface(params=(made,), fixed={"7.text": value}), "m")
+    assert fixed_in(text)["7.text"] == value
+    assert skeleton(text) == text
+    assert refresh_choices(text, lambda _: ["x"]) == text
 
 
 @pytest.mark.parametrize(

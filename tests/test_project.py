@@ -16,7 +16,7 @@ from typing import Any
 import av
 import pytest
 import yaml
-from graphs import bundled, catalog
+from graphs import bundled, catalog, node
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,6 +24,7 @@ from PIL import Image
 from comfy_runner.config import PROJECT
 from comfy_runner.convert.formats import read_workflow
 from comfy_runner.errors import MachineError
+from comfy_runner.graph.workflow import parse
 from comfy_runner.packs.lock import GitSource, LockedPack, PackLock
 from comfy_runner.publishing.choosing import design
 from comfy_runner.publishing.examples import NO_SEED, PUBLIC, examples, safe_push_cases
@@ -308,6 +309,20 @@ def test_the_readme_lists_inputs_weights_and_calls() -> None:
     code = re.search(r"```python\n(.*?)```", made, re.DOTALL)
     assert code
     compile(code[1], "README.md", "exec")
+
+
+def test_texts_of_the_workflow_are_no_markup_of_the_readme() -> None:
+    prompt = "Begin:\n```\n<img src=x>\n````\nend"
+    odd = '9"` <img src=x>\n# Title'
+    interface = Interface(params=(replace(TEXT, default=prompt),), outputs=("9", odd))
+    graph = parse({"9": node("SaveImage", "A <b>title</b>"), odd: node("SaveImage", "B")})
+    given = replace(project(interface=interface), workflow=graph)
+    made = text(contents(given), "README.md")
+    outside = re.sub(r"(?ms)^(```+)\w+$.*?^\1$", "", made)
+    assert "<img" not in outside.replace("\\<", "")
+    assert "<b>" not in outside.replace("\\<", "")
+    assert [line for line in outside.splitlines() if line.startswith("# ")] == ["# Nice"]
+    assert "cog run -i 'prompt=Begin:" in made
 
 
 def test_packs_of_nodes_are_installed_by_the_scripts_and_by_the_image() -> None:

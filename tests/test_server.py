@@ -129,6 +129,14 @@ def test_a_setup_that_is_given_up_tidies_up_and_is_gone(tmp_path: Path) -> None:
     assert heard.lines == ["settling down"]
 
 
+def test_what_a_server_says_while_it_ends_is_logged_and_not_told(project: Path) -> None:
+    heard: list[str] = []
+    with CogServer(project, hear=heard.append) as server:
+        server.wait_ready(60)
+    assert [*server.log][: len(heard)] == heard
+    assert 0 < len(heard) < len(server.log)
+
+
 OWNER = """
 import sys
 from pathlib import Path

@@ -9,7 +9,7 @@ from comfy_runner.convert.editor import Conversion
 from comfy_runner.graph.check import needed
 from comfy_runner.graph.inputs import Exposed, Settable, discover
 from comfy_runner.graph.nodes import NodeCatalog
-from comfy_runner.publishing.naming import free, identifier
+from comfy_runner.publishing.naming import LONGEST, free, identifier
 from comfy_runner.publishing.roles import SAMPLING, SIZES, Place, Role, Roles
 
 MOST = 16
@@ -46,6 +46,10 @@ class Candidate:
     """Whether a model has it unless its author chooses."""
     prefix: str = ""
     """An identifier that tells it from others of its kind, from a title; may be empty."""
+    has_mask: bool = False
+    """Whether the transparency of a picture is used, too: as a mask."""
+    is_beyond: bool = False
+    """Whether a model would have it by default, but for `MOST`."""
 
     @property
     def address(self) -> str:
@@ -75,8 +79,30 @@ def candidates(conversion: Conversion, catalog: NodeCatalog) -> tuple[Candidate,
         name = free(draft.name, draft.prefix, taken)
         taken.add(name)
         kept = draft.is_default and (finder.app or number < MOST)
-        made.append(replace(draft, name=name, is_default=kept))
+        made.append(
+            replace(
+                draft,
+                name=name,
+                is_default=kept,
+                has_mask=finder.has_mask(draft),
+                is_beyond=draft.is_default and not kept,
+            )
+        )
     return tuple(made)
+
+
+def remarks(found: Sequence[Candidate]) -> Iterator[str]:
+    """What an author should know of the default choice, one sentence or two each."""
+    if beyond := [each.name for each in found if each.is_beyond]:
+        yield (
+            f"The workflow shows more than the {MOST} inputs that a model has by default. Choose"
+            f" among all of them with --input; left out: {', '.join(beyond)}."
+        )
+    if found and not any(each.is_default for each in found):
+        yield (
+            "Nothing in the workflow suits as an input by itself. Choose with --input, such as"
+            f" --input {found[0].name}={found[0].address}."
+        )
 
 
 def running(conversion: Conversion, catalog: NodeCatalog) -> frozenset[str]:
@@ -138,6 +164,11 @@ class _Finder:
                 self._own_title(one),
             )
 
+    def has_mask(self, draft: Candidate) -> bool:
+        """Whether a node that runs gets the mask that comes with a file."""
+        loaders = {node_id for node_id, _ in draft.targets} if draft.role is Role.FILE else ()
+        return any(user in self._running for one in loaders for user in self._roles.masked(one))
+
     def _shown(self, entries: list[Exposed], *, counts: bool) -> Iterator[Candidate]:
         """One candidate for what several fronts show alike."""
         targets = tuple(
@@ -159,13 +190,17 @@ class _Finder:
             front = re.sub(r"^(load|upload) ", "", front, flags=re.IGNORECASE)
         never = role > Role.OTHER and not (self.app and role is Role.MODEL)
         runs = any(node_id in self._running for node_id, _ in targets)
+        prefix = identifier(front) if front[:1].isalpha() else ""
+        name = self._name(label, one, role)
+        if prefix and VAGUE.fullmatch(name) and len(prefix) + len(name) < LONGEST:
+            name = f"{prefix}_{name}"
         yield Candidate(
-            self._name(label, one, role),
+            name,
             targets,
             one,
             role,
             counts and runs and not never,
-            identifier(front) if front[:1].isalpha() else "",
+            prefix,
         )
 
     def _own_title(self, one: Settable) -> str:
@@ -194,7 +229,7 @@ class _Finder:
         if role is Role.FILE:
             name = re.sub(r"^(load|upload|input)_(?=.)", "", name)
             kind = one.kind if one.kind != "file" else identifier(one.input)
-            return kind if name in ("", "file", "value", "optional") else name
+            return kind if name in ("", "file", "input", "value", "optional") else name
         if VAGUE.fullmatch(name):
             return self._own_title(one) or name or identifier(one.input)
         return name

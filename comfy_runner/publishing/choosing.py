@@ -6,11 +6,11 @@ from typing import Any
 
 from comfy_runner.convert.editor import Conversion
 from comfy_runner.errors import InvalidInput, Problem
-from comfy_runner.graph.check import output_nodes
+from comfy_runner.graph.check import output_nodes, shown
 from comfy_runner.graph.inputs import bind, seeds
 from comfy_runner.graph.nodes import NodeCatalog, did_you_mean
 from comfy_runner.graph.workflow import Link, Node, Workflow
-from comfy_runner.publishing.candidates import Candidate, candidates, running
+from comfy_runner.publishing.candidates import Candidate, candidates, remarks, running
 from comfy_runner.publishing.interface import Interface, Param
 from comfy_runner.publishing.naming import identifier, is_usable
 from comfy_runner.publishing.params import param
@@ -58,6 +58,7 @@ def design(
     made.choose(chosen)
     params = tuple(made.params(choices or {}, present, lists))
     made.check_files(present)
+    made.check_seeds()
     if made.problems:
         raise InvalidInput(made.problems)
     return Interface(
@@ -103,6 +104,7 @@ class _Design:
                 left = tuple(place for place in each.targets if place not in self.fixed)
                 if each.is_default and left:
                     self._inputs[each.name] = replace(each, targets=left)
+            self.notes += remarks(self._candidates)
             return
         found = {name: self._found(name, address) for name, address in chosen.items()}
         # What is named by itself is taken out of what stands for several places.
@@ -169,9 +171,22 @@ class _Design:
                 needs = one.role is Role.FILE and one.value and place[0] in runs
                 if needs and place not in given | self.fixed.keys() and one.value not in present:
                     self.notes.append(
-                        f"Node {place[0]} ({one.settable.title}) reads the file {one.value!r},"
+                        f"Node {place[0]} ({one.settable.title}) reads the file {shown(one.value)},"
                         " which is no input of the model and does not come with the project."
                     )
+
+    def check_seeds(self) -> None:
+        """Tell of every seed that the common input does not reach: a node of its own holds it."""
+        given = {place for one in self._inputs.values() for place in one.targets}
+        reached = seeds(self.workflow, self._catalog).keys() | given | self.fixed.keys()
+        runs = running(self._conversion, self._catalog)
+        for one in self._candidates:
+            node_id = one.targets[0][0]
+            if one.role is Role.SEED and one.targets[0] not in reached and node_id in runs:
+                self.notes.append(
+                    f"Node {node_id} ({one.settable.title}) holds a seed, which is the same in each"
+                    f" run unless {one.address} is among the chosen inputs."
+                )
 
     def has_seed(self) -> bool:
         """Whether a seed is left for the common input."""

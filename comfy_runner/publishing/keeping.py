@@ -112,7 +112,7 @@ def read_record(folder: Path) -> Record | None:
         }:
             texts = [*outputs, *weights, *files.values(), *choices.values()]
             texts += (inputs or {}).values()
-            if all(isinstance(text, str) for text in texts) and all(map(_is_inside, files)):
+            if all(isinstance(text, str) for text in texts) and all(map(is_inside, files)):
                 made = Choices(
                     name=name,
                     model=model,
@@ -168,8 +168,8 @@ def plan(
     digests = {path: digest(path, content) for path, content in files.items()}
     for path, content in files.items():
         present = folder / path
-        if fault := _fault(folder, path):
-            blocked.append(Problem("in_the_way", fault, "Move it away.", input=path))
+        if why := fault(folder, path):
+            blocked.append(Problem("in_the_way", why, "Move it away.", input=path))
         elif not present.exists():
             write[path] = content
         elif _raw_digest(present) == _raw_digest(content):
@@ -182,7 +182,7 @@ def plan(
             lost.append(path)
             write[path] = content
     for path in sorted(known.keys() - files.keys()):
-        if not _fault(folder, path) and (folder / path).is_file():
+        if not fault(folder, path) and (folder / path).is_file():
             remove.append(path)
             if digest(path, folder / path) != known[path] and path not in REPLACEABLE:
                 lost.append(path)
@@ -214,7 +214,7 @@ def _raw_digest(content: Content) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fault(folder: Path, path: str) -> str:
+def fault(folder: Path, path: str) -> str:
     """Why a file of the project cannot be written; empty when it can."""
     place = folder
     for part in PurePosixPath(path).parts:
@@ -226,10 +226,11 @@ def _fault(folder: Path, path: str) -> str:
     return ""
 
 
-def _is_inside(path: str) -> bool:
+def is_inside(path: str) -> bool:
     """Whether a path of a record, which somebody may have edited, stays in the project."""
-    parts = PurePosixPath(path).parts
-    return bool(parts) and ".." not in parts and parts[0] not in ("/", ".git")
+    pure = PurePosixPath(path)
+    first = pure.parts[0].lower() if pure.parts else ""
+    return not pure.is_absolute() and ".." not in pure.parts and first not in ("", ".git")
 
 
 def _edited(path: str) -> Problem:

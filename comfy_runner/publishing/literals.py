@@ -18,6 +18,9 @@ ONE, THREE = ('"', "'"), ('"""', "'''")
 INDENTED = re.compile(r"\n *\t")
 """A tab where ruff takes it for the indentation of code (E101)."""
 
+OURS = re.compile(r"\n[ \t]*(#|<!--) (begin: yours|end: yours|choices from )")
+"""A line in a text that would count as one of the generated file's own (`marks`, `predictor`)."""
+
 JOINERS = "\u200c\u200d"
 """Characters without a shape of their own that words and pictograms are made with."""
 
@@ -25,10 +28,10 @@ JOINERS = "\u200c\u200d"
 def signature_text(value: str) -> str | None:
     """The text as a literal between whose quotes it stands as it is, as Cog wants it.
 
-    None where there is none: characters that cannot be seen, or quotes and backslashes of all
-    kinds. The quotes are those that ruff's formatter leaves.
+    None where there is none: characters that cannot be seen, quotes and backslashes of all kinds,
+    or lines like the marks of generated files. The quotes are those that ruff's formatter leaves.
     """
-    if not all(map(_is_plain, value)) or INDENTED.search(value):
+    if not all(map(_is_plain, value)) or INDENTED.search(value) or OURS.search(value):
         return None
     if "\\" in value:
         # Of three quotes behind an r Cog sees only one.
@@ -104,6 +107,11 @@ def written(value: Any, indent: int, used: int) -> str:
         return exploded("{", lines, "}", indent)
     items = [_flat(each) if isinstance(each, str) else written(each, inner, 1) for each in value]
     return exploded("[", items, "]", indent)
+
+
+def one_line(text: str) -> str:
+    """Any text as Python writes it on one line."""
+    return _flat(text)
 
 
 def listed(items: Sequence[str], indent: int, used: int) -> str:

@@ -16,7 +16,7 @@ from comfy_runner.packs.folder import REQUIREMENTS, PackFolder
 from comfy_runner.packs.lock import FILE as LOCK
 from comfy_runner.packs.lock import PackLock
 from comfy_runner.packs.lock import parse as parse_lock
-from comfy_runner.publishing import keeping
+from comfy_runner.publishing import confidential, keeping
 from comfy_runner.publishing.choosing import Lists, design
 from comfy_runner.publishing.compatibility import Change as Difference
 from comfy_runner.publishing.compatibility import compare
@@ -147,13 +147,19 @@ def make(order: Order, *, catalog: NodeCatalog, builtin: NodeCatalog, config: Co
         change,
         Record(choices, tuple(written), change.digests),
         differences,
-        (*conversion.notes, *interface.notes, *gathered.notes, *pack_notes),
+        (
+            *conversion.notes,
+            *interface.notes,
+            *gathered.notes,
+            *pack_notes,
+            *confidential.warnings(order.document, conversion.workflow, interface.fixed),
+        ),
     )
 
 
 def named(folder: Path, choices: Choices) -> Choices:
     """The same with a name and a model, after the folder where none is said."""
-    name = choices.name or folder.resolve().name or "model"
+    name = " ".join((choices.name or folder.resolve().name).split()) or "model"
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model"
     return replace(choices, name=name, model=choices.model or f"{NOBODY}/{slug}")
 

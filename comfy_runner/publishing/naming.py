@@ -45,9 +45,12 @@ def is_usable(name: str) -> bool:
 def free(name: str, prefix: str, taken: Collection[str]) -> str:
     """The name, or else one with the prefix, or a number behind it, that is usable and not taken.
 
-    `name` and `prefix` are identifiers; both may be empty.
+    `name` and `prefix` are identifiers; both may be empty. A name that Python has itself, such as
+    `object`, becomes `object_input`: `object_2` would make callers look for the first.
     """
     name = name or "value"
+    if not prefix and name not in COMMON and not is_usable(name):
+        name = f"{name}_input"
     longer = prefix if prefix.endswith(name) else f"{prefix}_{name}"
     for attempt in (name, longer if prefix and len(longer) <= LONGEST else name):
         if is_usable(attempt) and attempt not in taken:

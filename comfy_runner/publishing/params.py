@@ -9,6 +9,7 @@ from typing import Any
 from comfy_runner.graph.nodes import InputSpec
 from comfy_runner.graph.values import Unfit, coerce
 from comfy_runner.publishing.candidates import Candidate
+from comfy_runner.publishing.confidential import is_confidential
 from comfy_runner.publishing.interface import Kind, Param
 from comfy_runner.publishing.literals import settled
 from comfy_runner.publishing.naming import identifier
@@ -97,6 +98,8 @@ def param(
         made = _of_choices(made, spec.choices)
     else:
         made = _of_type(made, KINDS[spec.type], specs)
+    if is_confidential(candidate.settable.input, made.default):
+        made = replace(made, blank=True, default=None)  # nor in a schema, a README or a test
     text = _description(name, candidate, spec, is_listed=bool(choices_from))
     made = settled(replace(made, description=text))
     if not made.blank and not made.required and not _is_settable(specs, made.default):
@@ -184,7 +187,9 @@ def _description(name: str, candidate: Candidate, spec: InputSpec, *, is_listed:
     place = f"node {one.node_id} ({one.title})"
     tip = str(spec.options.get("tooltip") or "").strip()
     if spec.takes_file:
-        return tip or f"The {WORDS[spec.file_kind]} that {place} loads."
+        text = tip or f"The {WORDS[spec.file_kind]} that {place} loads."
+        mask = " What is transparent in it is the mask." if candidate.has_mask else ""
+        return f"{_sentence(text)}{mask}"
     if spec.folder is not None:
         text = tip or f"The model that {place} loads as {one.input}."
         return text if is_listed else f"{_sentence(text)} A name in {spec.folder}, or an address."
@@ -207,8 +212,8 @@ def _told(made: Param, spec: InputSpec) -> Param:
         told.append(f"In steps of {step} from {spec.options.get('min', 0)}.")
     if spec.choices is not None and made.choices is None and not (spec.takes_file or spec.folder):
         told.append(f"One of the {len(spec.choices)} choices that ComfyUI lists for it.")
-    if made.blank:
-        told.append("Blank for the workflow's own.")
+    if made.blank:  # a run has new seeds wherever it is given none
+        told.append("Blank for a random one." if spec.is_seed else "Blank for the workflow's own.")
     return settled(replace(made, description=" ".join(told)))
 
 

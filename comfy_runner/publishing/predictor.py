@@ -10,6 +10,7 @@ from comfy_runner.publishing.literals import (
     exploded,
     is_short,
     listed,
+    one_line,
     settled,
     signature_text,
     signature_value,
@@ -235,9 +236,11 @@ def _run_arguments(interface: Interface) -> list[str]:
 
 def _values(params: Sequence[Param], fixed: Mapping[str, object]) -> list[str]:
     """What `run` sets, address by address."""
-    items = [f'"{target}": {param.name}' for param in params for target in param.targets]
+    # A node's id may be any text.
+    items = [f"{one_line(target)}: {param.name}" for param in params for target in param.targets]
     for target, value in fixed.items():
-        items.append(f'"{target}": {written(value, 12, len(target) + 5)}')
+        key = one_line(target)
+        items.append(f"{key}: {written(value, 12, len(key) + 3)}")
     return [f"        values = {exploded('{', items, '}', 8) if items else '{}'}"]
 
 

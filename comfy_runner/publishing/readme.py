@@ -32,13 +32,15 @@ def fields(
     """
     files = {param.name for param in interface.params if param.kind == "Path"}
     sent = {name: (f"{URL}{value}" if name in files else value) for name, value in values.items()}
+    cog_inputs = " ".join(
+        f"-i {quoted(f'{name}=@{value}' if name in files else f'{name}={value}')}"
+        for name, value in values.items()
+    )
     return {
         "inputs": "\n".join(_rows(interface)),
         "outputs": _outputs(interface, workflow),
-        "cog_inputs": " ".join(
-            f"-i {quoted(f'{name}=@{value}' if name in files else f'{name}={value}')}"
-            for name, value in values.items()
-        ),
+        "fence": _fence(cog_inputs),
+        "cog_inputs": cog_inputs,
         "json": json.dumps({"input": sent}, ensure_ascii=False, indent=2),
         "python": _python(values, files),
         "weights": _weights(weights, local, is_late=bool(interface.tokens)),
@@ -56,10 +58,15 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "'\"'\"'") + "'"
 
 
+def _fence(code: str) -> str:
+    """What begins and ends a block that holds the code, whose texts may hold blocks themselves."""
+    return "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
+
+
 def _python(values: Mapping[str, Any], files: Collection[str]) -> str:
     lines = [
         f'        "{name}": '
-        + (f'open("{value}", "rb"),' if name in files else f"{_literal(value)},")
+        + (f'open({_literal(value)}, "rb"),' if name in files else f"{_literal(value)},")
         for name, value in values.items()
     ]
     return "\n".join(["{", *lines, "    }"]) if lines else "{}"
@@ -132,7 +139,7 @@ def _outputs(interface: Interface, workflow: Workflow) -> str:
     if not interface.outputs:
         return "It returns the files of every output node, each as soon as it is made."
     nodes = [
-        f"{key} ({_cell(workflow.nodes[key].label)})" if key in workflow.nodes else key
+        _cell(f"{key} ({workflow.nodes[key].label})" if key in workflow.nodes else key)
         for key in interface.outputs
     ]
     word = "nodes" if len(nodes) > 1 else "node"
@@ -152,14 +159,14 @@ def _weights(weights: Sequence[Weight], local: Collection[str], *, is_late: bool
     for weight in weights:
         size = "unknown" if weight.size is None else human_size(weight.size)
         terms = _cell(weight.license) or "unknown"
-        if weight.license and weight.license_url:
+        if weight.license and _is_link(weight.license_url):
             terms = f"[{terms}]({weight.license_url})"
         flags = ["**non-commercial**"] if weight.non_commercial else []
         if weight.gated:
             flags.append("**gated**: accept its terms there, and give a token")
         said = "; ".join([terms, *flags])
-        lines.append(f"| `{weight.label}` | {size} | {said} | {_origin(weight)} |")
-    lines += [f"| `{label}` | unknown | unknown | **no address known** |" for label in local]
+        lines.append(f"| `{_cell(weight.label)}` | {size} | {said} | {_origin(weight)} |")
+    lines += [f"| `{_cell(label)}` | unknown | unknown | **no address known** |" for label in local]
     if local:
         lines += [
             "",
@@ -172,6 +179,9 @@ def _weights(weights: Sequence[Weight], local: Collection[str], *, is_late: bool
 def _origin(weight: Weight) -> str:
     """Where a weight comes from, as a link where there is an address without secrets."""
     url = weight.urls[0].url if weight.urls else ""
-    if scheme(url) in ("http", "https") and re.fullmatch(r"[\w:/.~%+-]+", url):
-        return f"[{weight.origin}]({url})"
-    return _cell(weight.origin)
+    return f"[{weight.origin}]({url})" if _is_link(url) else _cell(weight.origin)
+
+
+def _is_link(url: str) -> bool:
+    """Whether it leads to the web, and is nothing but a link in a text of Markdown."""
+    return scheme(url) in ("http", "https") and bool(re.fullmatch(r"[\w:/.~%+-]+", url))

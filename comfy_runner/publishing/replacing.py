@@ -1,20 +1,52 @@
 """Files into a project's folder, all of them or none: a failure leaves what was there."""
 
+import fcntl
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from comfy_runner.errors import InvalidInput, MachineError, Problem
-from comfy_runner.publishing.keeping import RECORD, Change, Content, Record
+from comfy_runner.publishing.keeping import RECORD, Change, Content, Record, fault, is_inside
 
 UNDO = ".comfy-runner-undo"
 """Folder in a project with what it was; there only while it changes."""
 ADDED = "added.json"
 """File in it with the paths that were not there before. Without it there is nothing to undo."""
 SCRATCH = ".comfy-runner-new-"
-"""How the folder with new files begins, in the project or beside it."""
+"""How the folder with new files begins, in the project."""
+BESIDE = ".comfy-runner-make-"
+"""How it begins beside a project that is not there yet."""
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep all others who ask so out of a folder, if there is one.
+
+    Raises: `InvalidInput` where somebody else is at it, and for what cannot be looked into.
+    """
+    try:
+        place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        yield
+        return
+    except OSError as err:
+        problem = Problem("bad_folder", f"{folder} cannot be read: {err.strerror}.", input="DIR")
+        raise InvalidInput([problem]) from err
+    try:
+        with suppress(OSError):  # not every file system has locks
+            try:
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                what = f"Another comfy-runner new is at work in {folder}."
+                problem = Problem("busy_folder", what, "Wait for its end.", input="DIR")
+                raise InvalidInput([problem]) from None
+        yield
+    finally:
+        os.close(place)  # which unlocks it, too
 
 
 def apply(folder: Path, change: Change, record: Record) -> None:
@@ -29,7 +61,7 @@ def apply(folder: Path, change: Change, record: Record) -> None:
     files = {**change.write, RECORD: record.to_json().encode()}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists():  # also an empty one is not replaced: somebody's shell may stand in it
             _change(folder, change, files)
         else:
             _make(folder, files)
@@ -41,6 +73,9 @@ def apply(folder: Path, change: Change, record: Record) -> None:
 
 def restore(folder: Path) -> bool:
     """Bring back what a project was before a change that was cut off. Returns whether any was.
+
+    The folder is one in which one is `alone`. What was kept may have come with the project from
+    elsewhere: nothing outside of it is touched, nor read.
 
     Raises: `MachineError` where that fails; what it was stays in `UNDO`.
     """
@@ -54,15 +89,15 @@ def restore(folder: Path) -> bool:
         if not listing.is_file():  # cut off when all was done
             shutil.rmtree(undo)
             return False
-        for path in json.loads(listing.read_bytes()):
+        added, saved = _kept(folder)
+        for path in added:
             (folder / path).unlink(missing_ok=True)
             _drop_empty(folder, path)
-        for saved in sorted((undo / "files").rglob("*")):
-            if saved.is_file():
-                target = folder / saved.relative_to(undo / "files")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(saved, undo / "part")
-                (undo / "part").replace(target)
+        for path in saved:
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(undo / "files" / path, undo / "part")
+            (undo / "part").replace(target)
         listing.unlink()
         shutil.rmtree(undo)
     except (OSError, ValueError) as err:
@@ -71,9 +106,28 @@ def restore(folder: Path) -> bool:
     return True
 
 
+def _kept(folder: Path) -> tuple[list[str], list[str]]:
+    """The paths that a change added, and those whose files it kept.
+
+    Raises: `OSError`; `ValueError` for what leads out of the project.
+    """
+    undo = f"{UNDO}/files"
+    added = json.loads((folder / UNDO / ADDED).read_bytes())
+    if not isinstance(added, list) or not all(isinstance(path, str) for path in added):
+        raise ValueError(f"{ADDED} is no list of paths")
+    found = sorted((folder / undo).rglob("*"))
+    saved = [path.relative_to(folder / undo).as_posix() for path in found if path.is_file()]
+    for path in (f"{UNDO}/part", *added, *saved, *(f"{undo}/{path}" for path in saved)):
+        if not is_inside(path):
+            raise ValueError(f"{path} is outside of the project")
+        if why := fault(folder, path):
+            raise ValueError(why)
+    return added, saved
+
+
 def _make(folder: Path, files: Mapping[str, Content]) -> None:
     """A whole new project: written beside its place, then renamed."""
-    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=BESIDE, dir=folder.parent) as scratch:
         made = Path(scratch, "project")
         for path, content in files.items():
             _write(made, path, content)

@@ -117,6 +117,13 @@ class Roles:
         }
         return names.pop() if len(names) == 1 else ""
 
+    def masked(self, node_id: str) -> Iterator[str]:
+        """Ids of the nodes that use the mask of a loaded picture, which is its transparency."""
+        outputs = self._outputs(self._workflow.nodes[node_id])
+        for (consumer, _), slot in self._consumers.get(node_id, ()):
+            if "IMAGE" in outputs and outputs[slot : slot + 1] == ("MASK",):
+                yield consumer
+
     def is_service(self, class_type: str) -> bool:
         """Whether nodes of the class ask a paid service."""
         return bool(self._catalog.raw["object_info"].get(class_type, {}).get("api_node"))

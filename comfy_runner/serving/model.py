@@ -54,13 +54,19 @@ class Model:
         self.document = _read(Path(document))
         self._outputs = tuple(outputs)
         self._files = _given(Path(document).parent / FILES)
+        is_own = runner is None
         if runner is None:
             runner, self._trained = start(weights, config)
             if self._trained is not None and self._trained.workflow is not None:
                 print("The workflow that came with the weights is left: the model has its own.")
         self.runner = runner
-        if fetch:
-            self._fetch()
+        try:
+            if fetch:
+                self._fetch()
+        except BaseException:
+            if is_own:
+                runner.close()
+            raise
 
     def is_healthy(self) -> bool:
         """Whether predictions can be taken; if not, the log tells why."""
@@ -89,10 +95,19 @@ class Model:
         started = time.monotonic()
         config = self.runner.config
         given = {name: value for name, value in values.items() if isinstance(value, os.PathLike)}
-        received = uploads.received(given, timeout=timeout or config.run_timeout, config=config)
+        # One file may go to several places, and is received once.
+        firsts: dict[int, str] = {}
+        for name, value in given.items():
+            firsts.setdefault(id(value), name)
+        received = uploads.received(
+            {name: given[name] for name in firsts.values()},
+            timeout=timeout or config.run_timeout,
+            config=config,
+        )
         # Those of the model go first: the workflow knows them by their names.
         files = numbered([*self._files, *received.values()])
-        names = dict(zip(received, files[len(self._files) :], strict=True))
+        laid = dict(zip(received, files[len(self._files) :], strict=True))
+        names = {name: laid[firsts[id(value)]] for name, value in given.items()}
         request = Request(
             document=self.document,
             values={

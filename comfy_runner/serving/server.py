@@ -133,6 +133,8 @@ class CogServer:
         try:
             with suppress(ProcessLookupError):
                 if self._ready:
+                    # Coglet 0.23 now and then warns of a poisoned slot while it ends.
+                    self._hear = None
                     self._process.terminate()
                 else:
                     # At SIGTERM the server would leave a worker in setup alone; this reaches both.
