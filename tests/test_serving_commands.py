@@ -27,6 +27,7 @@ from cog import BaseRunner, Input, Path
 class Predictor(BaseRunner):
     def setup(self) -> None:
         print("settling down", flush=True)
+        time.sleep(1)  # Cog 0.23 may lose what is printed just before setup returns
 
     @cog.streaming
     def run(
