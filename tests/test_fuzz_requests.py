@@ -133,6 +133,7 @@ def test_a_path_that_no_file_can_have_is_refused_by_the_fields_name() -> None:
 @example("http://[::1", False, "")
 @example("http://a:99999999/x", False, "")
 @example(f"https://example.com/{HALF}", False, "")
+@example(f"DATA:{HALF}", False, "")
 @example("https://example.com/\u2100", False, "")
 def test_any_address_is_read_or_refused_and_keeps_its_secret(
     text: str, bare: bool, mirror: str

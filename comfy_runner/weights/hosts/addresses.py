@@ -107,7 +107,8 @@ def canonical(address: Address) -> str:
         case Plain():
             return _canonical_url(address.url)
         case Data():
-            return f"sha256:{hashlib.sha256(address.url.encode()).hexdigest()}"
+            content = address.url.encode(errors="surrogatepass")
+            return f"sha256:{hashlib.sha256(content).hexdigest()}"
         case _:
             assert_never(address)
 
