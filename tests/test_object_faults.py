@@ -151,6 +151,7 @@ def check(store: ObjectStore, models: Path) -> None:
 
 def test_kills_leave_nothing_that_is_half(tmp_path: Path) -> None:
     chance = random.Random(5)  # noqa: S311 - it protects nothing
+    kept = 0
     for round_ in range(7):
         workers = [child(WORKER, tmp_path, 3 * round_ + n, LIMIT) for n in range(3)]
         for worker in workers:
@@ -164,7 +165,8 @@ def test_kills_leave_nothing_that_is_half(tmp_path: Path) -> None:
         store = ObjectStore(tmp_path, reserve=0)
         check(store, tmp_path)
         assert store.gc().names == 0
-    assert store.entries()
+        kept += len(store.entries())  # in one round all may just have been removed for room
+    assert kept
     ours = add(store, b"after it all")
     store.link(ours, "loras", "mine.pt", replace=True)
     assert store.named("loras", "mine.pt") == ours
