@@ -98,9 +98,7 @@ def offline_catalog(config: Config, object_info: Path | None) -> NodeCatalog:
 
 def tokens() -> dict[str, str]:
     """Host to token, as far as the environment has tokens."""
-    return {
-        host: token for name, host in TOKEN_VARIABLES.items() if (token := os.environ.get(name))
-    }
+    return serving.tokens_in(os.environ, TOKEN_VARIABLES)
 
 
 def known_catalog(config: Config, refresh: bool) -> NodeCatalog:

@@ -136,6 +136,18 @@ def credentials(tokens: Mapping[str, Any]) -> Mapping[str, str]:
     }
 
 
+def tokens_in(environment: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
+    """Host to token, as far as the environment has one; `variables` is variable to host.
+
+    A token that was read from a file often has the end of a line behind it.
+    """
+    return {
+        host: token
+        for name, host in variables.items()
+        if (token := environment.get(name, "").strip())
+    }
+
+
 def printable(text: str) -> str:
     """The text on one line of a log: half a letter and control characters, as titles have them,
     in a form that can be printed."""

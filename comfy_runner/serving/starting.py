@@ -28,12 +28,6 @@ def start(
 
 
 def own_tokens() -> dict[str, str]:
-    """Host to token, as far as the environment has tokens for what no caller asks for.
-
-    A token that was read from a file often has the end of a line behind it.
-    """
-    return {
-        host: token
-        for name, host in prediction.TOKEN_HOSTS.items()
-        if (token := os.environ.get(name.upper(), "").strip())
-    }
+    """Host to token, as far as the environment has tokens for what no caller asks for."""
+    variables = {name.upper(): host for name, host in prediction.TOKEN_HOSTS.items()}
+    return prediction.tokens_in(os.environ, variables)

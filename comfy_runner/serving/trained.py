@@ -19,7 +19,7 @@ from comfy_runner.fetch.archives import unpack
 from comfy_runner.fetch.download import Patience
 from comfy_runner.fetch.probe import Unreachable, probe
 from comfy_runner.fetch.urls import redacted, scheme
-from comfy_runner.serving.prediction import TOKEN_HOSTS, Narrator, printable
+from comfy_runner.serving.prediction import TOKEN_HOSTS, Narrator, printable, tokens_in
 from comfy_runner.serving.training_tar import LORAS, read_tar
 from comfy_runner.weights.bringing.installing import UNPACKED, UNPACKED_FILES, storing
 from comfy_runner.weights.hosts.addresses import Data, canonical, parse, shown
@@ -61,11 +61,7 @@ def install(source: str, config: Config, environment: Mapping[str, str] = os.env
     `HashMismatch`, `BadArchive` and other kinds of `DownloadFailed`.
     """
     store = WeightStore(config, environment)
-    tokens = {
-        host: token
-        for name, host in ALL_TOKEN_HOSTS.items()
-        if (token := environment.get(name.upper(), "").strip())
-    }
+    tokens = tokens_in(environment, {name.upper(): host for name, host in ALL_TOKEN_HOSTS.items()})
     with ExitStack() as pins:
         job = _Installing(_find(source, config, tokens, store), config, store, tokens, pins)
         held = job.run()
