@@ -3,17 +3,21 @@
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+import sysconfig
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from comfy_runner.comfyui import saved_catalog
+from comfy_runner.comfyui import bytecode, saved_catalog
 from comfy_runner.comfyui.device import choose_device
 from comfy_runner.comfyui.source import read_pin, tree_version
 from comfy_runner.config import Config
 from comfy_runner.errors import CallerError, ComfyRunnerError
+from comfy_runner.packs.folder import is_loaded
 from comfy_runner.serving import schema
 from comfy_runner.weights.listing import ModelFolders
 from comfy_runner.weights.manifest import human_size
@@ -21,6 +25,9 @@ from comfy_runner.weights.store import read_manifest
 
 LOW_DISK = 5_000_000_000
 """Bytes of free disk below which a model may not find room."""
+
+NAMED = 6
+"""How many packages without bytecode are named."""
 
 PACKAGES = ("cog", "coglet", "torch", "torchvision", "torchaudio", "safetensors", "aiohttp")
 
@@ -42,6 +49,7 @@ def examine(config: Config) -> tuple[Finding, ...]:
     return (
         *_python(),
         *_comfyui(config),
+        *_bytecode(config),
         *_project(config),
         *_weights(config),
         *_machine(config),
@@ -76,6 +84,46 @@ def _comfyui(config: Config) -> Iterator[Finding]:
         )
 
 
+def _bytecode(config: Config) -> Iterator[Finding]:
+    """How much of what a start of ComfyUI imports need not be compiled for it; by a sample."""
+    looked = found = 0
+    bare: dict[Path, set[str]] = {}
+    for folder, whole, modules in _imported(config):
+        for module in modules:
+            looked += 1
+            if bytecode.is_compiled(module):
+                found += 1
+            else:
+                name = whole or module.relative_to(folder).parts[0].removesuffix(".py")
+                bare.setdefault(folder, set()).add(name)
+    cure = ""
+    if bare:
+        names = [name for named in bare.values() for name in sorted(named, key=str.lower)]
+        more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
+        command = [sys.executable, "-m", bytecode.__name__, *map(str, bare)]
+        cure = (
+            f"Each start compiles {', '.join(names[:NAMED])}{more} anew. Run: {shlex.join(command)}"
+        )
+    yield Finding("bytecode", f"{found} of {looked} modules of a start", cure=cure)
+
+
+def _imported(config: Config) -> Iterator[tuple[Path, str, Iterable[Path]]]:
+    """Folders, each with files in it that a start of ComfyUI imports.
+
+    And with what they are all known by; where that is empty, it is the name in the folder.
+    """
+    python, packages = (Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib"))
+    ours, packs = Path(__file__).parent, config.custom_nodes
+    yield python, "Python itself", bytecode.boot_modules(python)
+    yield packages, "", bytecode.boot_modules(packages)
+    yield ours, "comfy_runner", bytecode.modules(ours)
+    tree = (path for pattern in bytecode.BOOT_TREE for path in config.comfyui.glob(pattern))
+    yield config.comfyui, "ComfyUI", tree
+    loaded = filter(is_loaded, packs.iterdir() if packs.is_dir() else ())
+    files = (path / "__init__.py" if path.is_dir() else path for path in loaded)
+    yield packs, "", (path for path in files if path.is_file())
+
+
 def _project(config: Config) -> Iterator[Finding]:
     try:
         current = schema.is_current(config.project)
@@ -84,16 +132,12 @@ def _project(config: Config) -> Iterator[Finding]:
         current, cure = False, str(err)
     yield Finding("cog.schema", "up to date" if current else "old or missing", current, cure)
     packs = (
-        sorted(entry.name for entry in config.custom_nodes.iterdir() if _is_pack(entry.name))
+        sorted(entry.name for entry in config.custom_nodes.iterdir() if is_loaded(entry))
         if config.custom_nodes.is_dir()
         else []
     )
     yield Finding("custom_nodes.path", str(config.custom_nodes))
     yield Finding("custom_nodes.packs", packs)
-
-
-def _is_pack(name: str) -> bool:
-    return not name.startswith((".", "_")) and not name.endswith((".md", ".txt", ".json"))
 
 
 def _weights(config: Config) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 import yaml
 
 from comfy_runner.comfyui import install as installing
+from comfy_runner.comfyui.bytecode import is_compiled, modules
 from comfy_runner.comfyui.install import install
 from comfy_runner.comfyui.source import tree_digest, tree_version
 from comfy_runner.config import PROJECT, Config
@@ -164,7 +166,7 @@ def test_the_archive_is_installed_once(project: Project) -> None:
     tree = project.install()
     assert tree == project.config.comfyui
     assert (tree / "nodes/a node.py").read_text() == "X = 1\n"
-    assert list(tree.glob("__pycache__/main.*.pyc")), "bytecode comes with it"
+    assert all(map(is_compiled, modules(tree))), "bytecode comes with it"
     assert tree_digest(tree) == project.pin["archive_tree"]
     assert project.left_over() == {"ComfyUI", "ComfyUI.json"}
     (project.index / "tiny_comfy-1.0.tar.gz").unlink()
@@ -230,6 +232,45 @@ def test_the_repository_is_installed_at_its_tag(project: Project) -> None:
         "way": "git",
         "tree": project.pin["git_tree"],
     }
+
+
+def test_an_installed_tree_that_lacks_bytecode_gets_it(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.add_repository()
+    tree = project.install(way="git")
+    shutil.rmtree(tree / "__pycache__")
+    assert not is_compiled(tree / "main.py")
+    project.install(way="git")
+    assert is_compiled(tree / "main.py")
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path / "elsewhere"))
+    assert not is_compiled(tree / "main.py")
+    project.install(way="git")
+    assert is_compiled(tree / "main.py")
+    assert list((tmp_path / "elsewhere").rglob("main.*.pyc"))
+
+
+def test_an_upgrade_gets_bytecode_of_its_own(project: Project) -> None:
+    project.add_repository()
+    tree = project.install(way="git")
+    old = (tree / "main.py").stat()
+    write_tree(project.repository, {"main.py": "print('HELLO')\n"})
+    project.git("-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qam", "b")
+    project.git("tag", "--force", "v1.2.3")
+    project.write_pin(git_tree=tree_digest(project.repository))
+    project.install(way="git")
+    os.utime(tree / "main.py", ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert all(map(is_compiled, modules(tree)))
+    shown = subprocess.check_output([sys.executable, "-c", "import main"], cwd=tree, text=True)
+    assert shown == "HELLO\n"
+
+
+def test_bytecode_that_cannot_be_written_is_told_and_no_failure(project: Project) -> None:
+    project.add_repository(files={**TREE, "nodes/__pycache__": "x"})
+    tree = project.install(way="git")
+    assert is_compiled(tree / "main.py")
+    assert not is_compiled(tree / "nodes" / "__init__.py")
+    assert project.lines[-1].startswith(f"Not all bytecode could be written in {tree}: ")
 
 
 def test_a_missing_tag_is_told_in_one_line(project: Project) -> None:

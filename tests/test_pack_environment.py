@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fakes.wheels import wheel
 
+from comfy_runner.comfyui.bytecode import is_compiled
 from comfy_runner.errors import DownloadFailed, InvalidInput, MachineError
 from comfy_runner.packs import environment, requirements
 from comfy_runner.packs.environment import Ours
@@ -158,8 +159,10 @@ def test_what_was_locked_is_installed_by_its_hash(
     locked = tmp_path / "requirements.lock"
     resolved = environment.resolve([pack("fox", "uses-tiny")], OURS, tmp_path, offline)
     locked.write_text(resolved.text)
-    environment.install(locked, tmp_path, python, offline)
+    environment.install(locked, tmp_path, python, {**offline, "PYTHONDONTWRITEBYTECODE": "1"})
     assert installed(python) == "1.0"
+    [module] = (python.parents[1] / "lib").rglob("tiny.py")
+    assert is_compiled(module)
 
 
 def test_a_file_with_another_hash_is_not_installed(

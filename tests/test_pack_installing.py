@@ -8,6 +8,7 @@ import pytest
 from fakes.git_repositories import Repository, pack_files, write_files
 from pack_projects import Project, make_project
 
+from comfy_runner.comfyui.bytecode import is_compiled
 from comfy_runner.errors import HashMismatch, InvalidInput, MachineError
 from comfy_runner.packs import checking
 
@@ -45,6 +46,28 @@ def test_an_older_folder_follows_the_lock(project: Project, fox: Repository) -> 
     assert (state.standing, state.edits.added) == ("same", ("mine/notes.txt",))
     assert (project.nodes / "fox" / "mine" / "notes.txt").read_text() == "mine"
     assert (project.nodes / "fox" / "settings.json").read_text() == "{}"
+
+
+def test_packs_come_with_bytecode(project: Project, fox: Repository) -> None:
+    init = project.nodes / "fox" / "__init__.py"
+    assert is_compiled(init)
+    fox.commit(pack_files("Fox", "Bear"))
+    project.lock(upgrade=True)
+    project.install()
+    assert "Bear" in init.read_text()
+    assert is_compiled(init)
+    shutil.rmtree(project.nodes / "fox" / "__pycache__")
+    assert project.install(frozen=True).kept == ("fox",)
+    assert is_compiled(init)
+
+
+def test_a_pack_without_room_for_bytecode_is_kept_all_the_same(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(project.nodes / "fox" / "__pycache__")
+    (project.nodes / "fox" / "__pycache__").touch()
+    assert project.install().kept == ("fox",)
+    assert "not all bytecode could be written in" in caplog.text
 
 
 def test_a_folder_with_edits_is_left_alone(project: Project) -> None:

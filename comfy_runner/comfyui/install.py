@@ -4,7 +4,6 @@ Imports nothing but the standard library: `script/bootstrap` runs it before anyt
 """
 
 import argparse
-import compileall
 import errno
 import fcntl
 import json
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from comfy_runner.comfyui import bytecode
 from comfy_runner.comfyui.source import (
     Archive,
     Pin,
@@ -64,22 +64,24 @@ def install(
 ) -> Path:
     """The tree at `config.comfyui`, installed first if need be.
 
-    An installed tree of the right version is left alone; `verify` hashes it again all the same. A
-    tree of an older pin is replaced. A folder that was not installed by us is never touched,
-    only described. `report` takes one line of progress at a time.
+    An installed tree of the right version is left alone, but gets bytecode where it has none;
+    `verify` hashes it again all the same. A tree of an older pin is replaced. A folder that was not
+    installed by us is never touched, only described. `report` takes one line of progress at a time.
 
     Raises: `DownloadFailed`, `HashMismatch` (nothing of the wrong bytes stays), or `MachineError`
     for a full or read-only disk and for a second installation at the same time.
     """
     pin, target = read_pin(config.project), config.comfyui
     try:
-        if _is_settled(target, pin, verify, report):
-            return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(target):
-            shutil.rmtree(_staging(target), ignore_errors=True)
-            if not _is_settled(target, pin, verify, report):
-                _replace(target, pin, way, report)
+        if not _is_settled(target, pin, verify, report):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _only_one(target):
+                shutil.rmtree(_staging(target), ignore_errors=True)
+                if not _is_settled(target, pin, verify, report):
+                    _replace(target, pin, way, report)
+        # Also what was cut off here, and after a change of Python.
+        if _read_stamp(target) is not None and (why := bytecode.compile_folder(target)):
+            report(f"Not all bytecode could be written in {target}: {why}.")
     except OSError as err:
         raise _explained(err, target) from err
     return target
@@ -122,16 +124,6 @@ def _replace(target: Path, pin: Pin, way: Way, report: Report) -> None:
         digest = tree_digest(fetched)
         if digest != pin.tree(way):
             raise HashMismatch(_difference(pin, way, digest, len(tree_files(fetched))))
-        # Bytecode makes ComfyUI start twice as fast, and an environment that sets
-        # PYTHONDONTWRITEBYTECODE would never get it otherwise.
-        compileall.compile_dir(
-            fetched,
-            quiet=2,
-            workers=0,
-            rx=re.compile(r"/tree/tests(-unit)?/"),
-            stripdir=str(fetched),
-            prependdir=str(target),
-        )
         if target.exists():
             target.rename(old)
         stamp = {"version": pin.version, "way": way, "tree": digest}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
+from comfy_runner.comfyui import bytecode
 from comfy_runner.comfyui.process import SECRET
 from comfy_runner.errors import DownloadFailed, InvalidInput, MachineError, Problem
 from comfy_runner.packs import requirements
@@ -109,7 +110,7 @@ def install(
     python: Path | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> None:
-    """Install what a requirements lock names, each file checked by its hash.
+    """Install what a requirements lock names, each file checked by its hash, and compile it.
 
     `python` is the interpreter of the environment; ours by default.
 
@@ -123,6 +124,13 @@ def install(
     )
     if done.returncode:
         raise DownloadFailed(f"uv could not install {locked}:\n{_words(done.stderr)}")
+    # Whatever comes of it, the packages are there; -P keeps our modules out of their way.
+    subprocess.run(  # noqa: S603 - our own words, no shell
+        [str(python or sys.executable), "-P", str(bytecode.__file__)],
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
 
 
 def unmet(packs: Iterable[LockedPack], pinned: Ours) -> dict[str, list[str]]:

@@ -1,5 +1,6 @@
 """The folder `custom_nodes`: its two locks, what lies in it, and how a pack gets there whole."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
+from comfy_runner.comfyui import bytecode
 from comfy_runner.config import Config
 from comfy_runner.errors import InvalidInput, MachineError, Problem
 from comfy_runner.packs import trees
@@ -24,6 +26,8 @@ from comfy_runner.packs.lock import (
     write,
 )
 from comfy_runner.packs.trees import Edits
+
+log = logging.getLogger(__name__)
 
 REQUIREMENTS = "requirements.lock"
 
@@ -119,7 +123,7 @@ class PackFolder:
         return sorted(
             path.name
             for path in self.path.iterdir()
-            if _is_loaded(path) and not self._is_named(path, lock)
+            if is_loaded(path) and not self._is_named(path, lock)
         )
 
     def _is_named(self, path: Path, lock: PackLock) -> bool:
@@ -162,7 +166,9 @@ class PackFolder:
     def settle(
         self, staged: Path, name: str, edits: Edits = NO_EDITS, *, script_due: bool = False
     ) -> str:
-        """Move a fetched pack into its place, in the stead of what was there. Returns its digest.
+        """Move a fetched pack into its place, in the stead of what was there; then compile it.
+
+        Returns its digest.
 
         What was added beside our files there, such as settings, comes along where the name is free.
         With `script_due` it is noted there that its `install.py` is still to be run.
@@ -181,7 +187,13 @@ class PackFolder:
             target.rename(old)
         staged.rename(target)
         shutil.rmtree(old, ignore_errors=True)
+        self.compile(name)
         return digest
+
+    def compile(self, name: str) -> None:
+        """Write the bytecode that a pack lacks; where it cannot be, the pack just loads slower."""
+        if why := bytecode.compile_folder(self.target(name)):
+            log.warning("not all bytecode could be written in %s: %s", self.target(name), why)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -229,7 +241,7 @@ class PackFolder:
             raise MachineError(f"{path} cannot be written: {err.strerror}.") from err
 
 
-def _is_loaded(path: Path) -> bool:
+def is_loaded(path: Path) -> bool:
     """Whether ComfyUI 0.30 tries to load it (nodes.py init_external_custom_nodes): a dot before the
     name keeps it from nothing.
     """

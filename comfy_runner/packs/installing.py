@@ -78,6 +78,7 @@ def install(
             # Also one that was cut off, or failed, when its pack was put in place.
             if pack.install_script and trees.script_due(folder.target(pack.name)):
                 scripts.run(config, folder.target(pack.name), tell)
+            folder.compile(pack.name)
         placed = tuple(pack.name for pack in due)
         kept = tuple(pack.name for pack in lock.packs if pack not in due)
         return Installed(placed, kept, tuple(folder.strangers(lock)), tuple(notes))
