@@ -15,9 +15,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from comfy_runner import __version__, replaying
+from comfy_runner.boot_commands import boot
 from comfy_runner.comfyui import install as installer
 from comfy_runner.comfyui import saved_catalog
+from comfy_runner.comfyui.saved_catalog import Known
 from comfy_runner.command_line import (
+    DOUBT_CURE,
     EXIT_CALLER,
     EXIT_MACHINE,
     EXIT_RUN,
@@ -29,12 +32,14 @@ from comfy_runner.command_line import (
     PreferOption,
     RefreshOption,
     WorkflowArgument,
+    doubts_told,
     errors_as_json,
-    known_catalog,
+    known_nodes,
     make_folder,
     offline_catalog,
     read_document,
     refuse,
+    tell_doubt,
     tell_remarks,
     tokens,
 )
@@ -46,10 +51,8 @@ from comfy_runner.converting import convert_all, to_json, write
 from comfy_runner.doctor import examine
 from comfy_runner.errors import CallerError, ComfyRunnerError, MachineError, RunError
 from comfy_runner.graph import inputs as workflow_inputs
-from comfy_runner.graph.document import is_editor, load
 from comfy_runner.graph.nodes import NodeCatalog
 from comfy_runner.graph.values import FileName
-from comfy_runner.graph.workflow import parse
 from comfy_runner.manifest_commands import manifest_app
 from comfy_runner.pack_commands import nodes_app
 from comfy_runner.publishing_commands import new, schema_diff
@@ -57,6 +60,7 @@ from comfy_runner.runner import Runner
 from comfy_runner.runs.files import GivenFile, InputFolder, numbered
 from comfy_runner.runs.outputs import free_name
 from comfy_runner.runs.plan import Plan, node_policy, prepare
+from comfy_runner.runs.preloading import Ahead
 from comfy_runner.runs.results import Output
 from comfy_runner.runs.run import OUTDATED, Finished, Request
 from comfy_runner.serving import prediction as serving
@@ -74,6 +78,7 @@ app.add_typer(manifest_app)
 app.add_typer(cache_app)
 app.add_typer(nodes_app)
 app.command()(pull)
+app.command()(boot)
 app.command()(new)
 app.command()(schema_diff)
 app.command()(predict)
@@ -112,6 +117,9 @@ class Way(StrEnum):
     ARCHIVE = "archive"
     GIT = "git"
 
+
+UNKNOWN_MODEL = ("unknown_model", "ambiguous_model", "bad_model_name")
+"""Problems that there may be because a node pack lists other folders or endings."""
 
 NO_FILE = "Check the path; a text that begins with @ is written with two: @@."
 
@@ -190,11 +198,15 @@ def run(
     summary: dict[str, Any] = {}
     made: list[str] = []
     with errors_as_json(as_json), Narration() as narration:
-        _check_early(config, request)
+        plan = _check_early(config, request)
         make_folder(out)
         narration.boot()
-        with Runner(config.for_one_run()) as runner, closing(runner.run(request)) as updates:
-            for update in updates:
+        ahead = Ahead.of(plan, request, narration.tell) if plan else None
+        runner = Runner(config.for_one_run(), ahead)
+        with runner, closing(runner.run(request)) as updates:
+            narration.booted()
+            for each in updates:
+                update = runner.with_ahead(each)
                 narration.tell(update)
                 summary |= serving.metrics(update)
                 if isinstance(update, Output):
@@ -241,6 +253,7 @@ def replay(
         make_folder(out)
         narration.boot()
         with Runner(config.for_one_run()) as runner, closing(runner.run(request)) as updates:
+            narration.booted()
             for update in updates:
                 narration.tell(update)
                 if isinstance(update, Output):
@@ -269,16 +282,23 @@ def check(
     """Show what a run would fetch, set and run, and every problem; nothing is run."""
     config = Config.from_environment()
     values, files = _request_values(value, file)
+    known: Known | None = None
     try:
         document = read_document(workflow, prefer, config)
+        known = known_nodes(config, refresh)
         request = Request(
             document=document, values=values, files=files, seed=seed, all_outputs=all_outputs
         )
-        plan = _plan(config, known_catalog(config, refresh), request)
+        plan = _plan(config, known.catalog, request)
     except CallerError as err:
+        doubt = known.doubt if known is not None and _is_unsure(err) else ""
         if as_json:
-            print(json.dumps({"problems": [problem.as_json() for problem in err.problems]}))
+            problems = [problem.as_json() for problem in err.problems]
+            told = {"doubt": f"{doubt} {DOUBT_CURE}"} if doubt else {}
+            print(json.dumps({"problems": problems, **told}))
             sys.exit(EXIT_CALLER)
+        if doubt:
+            tell_doubt(doubt)
         raise
     random_seeds = seed is None and not keep_seeds
     if as_json:
@@ -296,11 +316,14 @@ def inputs(
 ) -> None:
     """List what can be set in a workflow: address, type, present value, range."""
     config = Config.from_environment()
-    with errors_as_json(as_json):
-        document, catalog = read_document(workflow, prefer, config), known_catalog(config, refresh)
-        conversion = read_workflow(document, catalog)
+    with errors_as_json(as_json), doubts_told(config):
+        document = read_document(workflow, prefer, config)
+        known = known_nodes(config, refresh)
+        conversion = read_workflow(document, known.catalog)
     tell_remarks(conversion)
-    found = workflow_inputs.discover(conversion.workflow, catalog, conversion.exposed)
+    if any(node.class_type not in known.catalog for node in conversion.workflow.nodes.values()):
+        tell_doubt(known.doubt)
+    found = workflow_inputs.discover(conversion.workflow, known.catalog, conversion.exposed)
     if as_json:
         print(json.dumps([settable.as_json() for settable in found]))
     else:
@@ -348,7 +371,8 @@ def convert(
         return
     if len(workflows) > 1:
         refuse("no_folder", "There are several workflows.", "Give --out-dir DIR.", "WORKFLOW")
-    conversion = converted(workflows[0])
+    with doubts_told(config):
+        conversion = converted(workflows[0])
     tell_remarks(conversion)
     if out is None:
         print(to_json(conversion))
@@ -441,19 +465,26 @@ def _plan(config: Config, catalog: NodeCatalog, request: Request) -> Plan:
         )
 
 
-def _check_early(config: Config, request: Request) -> None:
-    """Tell what is wrong before ComfyUI is booted, as far as the saved catalog knows it."""
-    catalog = saved_catalog.load(config)
-    if catalog is None:
-        graph = load(request.document)
-        if not is_editor(graph):
-            parse(graph)
-        return
+def _check_early(config: Config, request: Request) -> Plan | None:
+    """Tell what is wrong before ComfyUI is booted, as far as that is known without it.
+
+    Returns what the run will do; None where only ComfyUI knows.
+    """
+    known = saved_catalog.known(config)
     try:
-        _plan(config, catalog, request)
+        plan = _plan(config, known.catalog, request)
     except CallerError as err:
-        if not any(problem.code in OUTDATED for problem in err.problems):
+        if not _is_unsure(err, doubtful=bool(known.doubt)):
             raise
+        return None
+    urls = len(plan.asked) + sum(need.is_url for need in plan.files)
+    return plan if urls <= config.max_urls else None  # which the run refuses
+
+
+def _is_unsure(err: CallerError, *, doubtful: bool = True) -> bool:
+    """Whether ComfyUI, once it runs, may know better; `doubtful`: about model folders, too."""
+    codes = (*OUTDATED, *UNKNOWN_MODEL) if doubtful else OUTDATED
+    return any(problem.code in codes for problem in err.problems)
 
 
 def _convert_into(

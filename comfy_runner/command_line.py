@@ -13,12 +13,13 @@ from typing import Annotated, Any, BinaryIO, NoReturn
 import typer
 
 from comfy_runner.comfyui import saved_catalog
+from comfy_runner.comfyui.saved_catalog import Known
 from comfy_runner.config import Config
 from comfy_runner.console import errors
 from comfy_runner.convert.editor import Conversion
 from comfy_runner.converting import remarks
 from comfy_runner.documents import source
-from comfy_runner.errors import ComfyRunnerError, InvalidInput, Problem
+from comfy_runner.errors import CallerError, ComfyRunnerError, InvalidInput, Problem
 from comfy_runner.graph.nodes import NodeCatalog
 from comfy_runner.runner import Runner
 from comfy_runner.serving import prediction as serving
@@ -31,6 +32,8 @@ TOKEN_VARIABLES = {
     "GITHUB_TOKEN": "github.com",
 }
 """Environment variable to the host that its token belongs to."""
+DOUBT_CURE = "`comfy-runner check --refresh WORKFLOW` starts it once to make sure."
+"""What to do about a `Known.doubt`."""
 
 
 class Preference(StrEnum):
@@ -56,7 +59,7 @@ AllOutputsOption = Annotated[
     bool, typer.Option("--all-outputs", help="Outputs too that its App Mode does not show.")
 ]
 RefreshOption = Annotated[
-    bool, typer.Option("--refresh", help="Ask ComfyUI for its nodes, even if they are known.")
+    bool, typer.Option("--refresh", help="Start ComfyUI and ask it for its nodes.")
 ]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
@@ -87,13 +90,7 @@ def read_document(workflow: str, prefer: Preference, config: Config) -> Mapping[
 
 def offline_catalog(config: Config, object_info: Path | None) -> NodeCatalog:
     """The given catalog, or ComfyUI's own with the custom nodes that are known here."""
-    if object_info is not None:
-        return saved_catalog.read(object_info)
-    known, saved = saved_catalog.builtin(), saved_catalog.load(config)
-    # Where ComfyUI has not been started yet, a pack may tell its classes itself, as ours does.
-    for told in sorted(config.custom_nodes.glob("*/object_info.json")):
-        known = known.with_classes_of(saved_catalog.read(told))
-    return known if saved is None else known.with_classes_of(saved)
+    return saved_catalog.offline(config) if object_info is None else saved_catalog.read(object_info)
 
 
 def tokens() -> dict[str, str]:
@@ -101,14 +98,30 @@ def tokens() -> dict[str, str]:
     return serving.tokens_in(os.environ, TOKEN_VARIABLES)
 
 
-def known_catalog(config: Config, refresh: bool) -> NodeCatalog:
-    """The saved node catalog, or the one that ComfyUI gives when it is started for that."""
-    saved = None if refresh else saved_catalog.load(config)
-    if saved is not None:
-        return saved
-    errors.print("Asking ComfyUI for its nodes; this is needed once.")
+def known_nodes(config: Config, refresh: bool) -> Known:
+    """What is known of the nodes; with `refresh` ComfyUI is started, which knows for certain."""
+    if not refresh:
+        return saved_catalog.known(config)
+    errors.print("Asking ComfyUI for its nodes ...")
     with Runner(config.for_one_run()) as runner:
-        return runner.catalog(refresh=True)
+        return Known(runner.catalog(refresh=True))
+
+
+def tell_doubt(doubt: str) -> None:
+    """Print why what is said of the nodes may be wrong (`Known.doubt`), on standard error."""
+    if doubt:
+        errors.print(f"Note: {doubt} {DOUBT_CURE}", markup=False)
+
+
+@contextmanager
+def doubts_told(config: Config) -> Iterator[None]:
+    """Prints why a class that is not known may be there all the same, before the error says so."""
+    try:
+        yield
+    except CallerError as err:
+        if any(problem.code == "unknown_class_type" for problem in err.problems):
+            tell_doubt(saved_catalog.known(config).doubt)
+        raise
 
 
 @contextmanager

@@ -41,6 +41,12 @@ class Config:
     """More command-line arguments for ComfyUI; see `comfyui.arguments` for what cannot be given."""
     torch: tuple[str, ...] = ()
     """How torch may trade exactness for speed in ComfyUI, of `TORCH`; empty: as ComfyUI has it."""
+    lazy_boot: bool = True
+    """Whether ComfyUI boots without the packages that most workflows never need; they are imported
+    when one does."""
+    fork_server: bool = True
+    """Whether a process that has imported torch is kept, which ComfyUI is forked from when it is
+    started; only on Linux, and where ComfyUI computes on the CPU."""
     warm_up: Path | None = None
     """A workflow that is run once, with few steps, whenever a runner starts. None: none is."""
     preload: tuple[str, ...] = ()
@@ -109,7 +115,7 @@ class Config:
         return self.home / "runs"
 
     def for_one_run(self) -> "Config":
-        """The same settings for who starts ComfyUI to run one workflow: nothing is done ahead."""
+        """The same settings for who starts ComfyUI for one workflow: no other one is made ready."""
         return replace(self, warm_up=None, preload=())
 
     @classmethod
@@ -209,6 +215,8 @@ class Config:
             device=device,
             comfyui_args=tuple(given.get("comfyui_args", "").split()),
             torch=torch,
+            lazy_boot=flag("lazy_boot", cls.lazy_boot),
+            fork_server=flag("fork_server", cls.fork_server),
             warm_up=None if given.get("warm_up", "off") == "off" else path("warm_up", home),
             preload=names("preload"),
             boot_timeout=number("boot_timeout", cls.boot_timeout),

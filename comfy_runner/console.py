@@ -65,6 +65,10 @@ class Narration:
             self._print("Starting ComfyUI ...")
         self._show("boot", _Bar("Starting ComfyUI", 0, None, ""))
 
+    def booted(self) -> None:
+        """ComfyUI is there."""
+        self._remove("boot")
+
     def tell(self, update: Update) -> None:
         """Show one update."""
         if not self._console.is_terminal:
@@ -73,12 +77,11 @@ class Narration:
             return
         match update:
             case Planned():
-                self._remove("boot")
                 for line in self._lines.lines(update):
                     self._print(line)
             case Downloading():
                 bars = self._fetches.take(update)
-                for key in self._tasks.keys() - bars.keys():
+                for key in self._tasks.keys() - bars.keys() - {"boot"}:
                     self._remove(key)
                 for key, bar in bars.items():
                     self._show(key, bar)

@@ -19,6 +19,7 @@ from comfy_runner.command_line import (
     JsonOption,
     Preference,
     PreferOption,
+    doubts_told,
     errors_as_json,
     offline_catalog,
     read_document,
@@ -151,7 +152,8 @@ def new(
             found = candidates(read_workflow(order.document, catalog), catalog)
             chosen = _choose(found)
             order = replace(order, choices=replace(order.choices, inputs=chosen))
-        made = make(order, catalog=catalog, builtin=saved_catalog.builtin(), config=config)
+        with doubts_told(config):
+            made = make(order, catalog=catalog, builtin=saved_catalog.builtin(), config=config)
         _tell(made)
         if asks and not dry_run and any(each.breaking for each in made.differences):
             question = "Some calls that are right today would break. Go on?"

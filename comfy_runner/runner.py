@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from comfy_runner.comfyui import saved_catalog
 from comfy_runner.comfyui.client import ComfyClient, Disconnected
 from comfy_runner.comfyui.keeper import Keeper, State
+from comfy_runner.comfyui.phases import Timeline
 from comfy_runner.comfyui.process import ComfyProcess
 from comfy_runner.comfyui.vram import memory_report
 from comfy_runner.config import Config
@@ -28,10 +29,10 @@ from comfy_runner.graph.nodes import NodeCatalog
 from comfy_runner.runs import warming
 from comfy_runner.runs.files import InputFolder, empty
 from comfy_runner.runs.plan import node_policy
-from comfy_runner.runs.preloading import Preloading
+from comfy_runner.runs.preloading import Ahead, Preloading
 from comfy_runner.runs.receipt import Surroundings
 from comfy_runner.runs.results import Output
-from comfy_runner.runs.run import Machine, Request, Run, Update
+from comfy_runner.runs.run import Finished, Machine, Request, Run, Update
 from comfy_runner.runs.surroundings import surroundings
 from comfy_runner.weights.store import WeightStore, read_manifest
 
@@ -47,8 +48,11 @@ class Runner:
     Not for several threads at once; `health` may be asked from any.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, ahead: Ahead | None = None) -> None:
         """Read the manifest; nothing is started.
+
+        `ahead` is what the first run needs: it is fetched while ComfyUI starts, and the run waits
+        for it and fails where it does not come.
 
         Raises: `InvalidInput` for a manifest that is missing or does not hold, and for settings
         that do not go together.
@@ -57,7 +61,7 @@ class Runner:
         self.manifest = read_manifest(config.manifest)
         self.store = WeightStore(config)
         self._policy = node_policy(config)
-        self._preloading = Preloading(config, self.manifest, self.store)
+        self._preloading = Preloading(config, self.manifest, self.store, ahead)
         warming.check(config.warm_up)
         self.warmed: warming.Warmed | None = None
         """How the warm-up went; None where there was none."""
@@ -67,6 +71,8 @@ class Runner:
         self._results = self._folder / "results"
         self.process = ComfyProcess(config, self._folder)
         """The ComfyUI child; for looking at."""
+        self.timeline = Timeline()
+        """What else than ComfyUI's own phases the start was about, and how long that took."""
         self._keeper = Keeper(self.process)
         self._catalog: NodeCatalog | None = None
         self._connected: ComfyClient | None = None
@@ -76,9 +82,11 @@ class Runner:
         """Whether ComfyUI may have begun with the current run."""
         self._gave_output = False
         """Whether the current run has told a result."""
-        self._looker = ThreadPoolExecutor(1, "surroundings")
+        self._looker = ThreadPoolExecutor(2, "surroundings")
         self._seen: Future[Surroundings] | None = None
         """What is installed, looked at while ComfyUI starts."""
+        self._started_with: Future[str] | None = None
+        """The fingerprint of what ComfyUI has loaded."""
 
     @property
     def why(self) -> str:
@@ -102,10 +110,17 @@ class Runner:
         atexit.register(self.close)
         try:
             self._claim_folder()
-            self._seen = self._looker.submit(surroundings, self.config)
+            self._seen = self._looker.submit(
+                self.timeline.timed("surroundings", surroundings), self.config
+            )
             self._preloading.start(credentials or {})
+            wait = self._preloading.wait_fetched
+            fetched = self._looker.submit(
+                self.timeline.timed("preload", wait) if self.config.preload else wait
+            )
             self._keeper.start()
-            self._preloading.wait_fetched()
+            self._started_with = self._looker.submit(saved_catalog.fingerprint, self.config)
+            fetched.result()
             if self.config.warm_up is not None:
                 self._warm_up(self.config.warm_up, credentials or {})
             self._keeper.check_open()
@@ -116,7 +131,8 @@ class Runner:
 
     def _warm_up(self, path: Path, credentials: Mapping[str, str]) -> None:
         """Run the workflow in a file for nothing but what ComfyUI keeps of it."""
-        self.warmed = warming.warm_up(path, self.catalog, self.run, credentials)
+        with self.timeline.phase("warm-up"):
+            self.warmed = warming.warm_up(path, self.catalog, self.run, credentials)
         with contextlib.suppress(OSError):
             empty(self._results)
 
@@ -156,11 +172,22 @@ class Runner:
         Raises: `MachineError` when ComfyUI does not answer.
         """
         if refresh:
-            self._catalog = saved_catalog.save(self.config, self._ask(ComfyClient.catalog))
+            raw = self._ask(ComfyClient.catalog)
+            self._catalog = saved_catalog.save(self.config, raw, self._fingerprint())
         elif self._catalog is None:
             ask = functools.partial(self._ask, ComfyClient.catalog)
-            self._catalog = saved_catalog.of(self.config, ask)
+            with self.timeline.phase("catalog"):
+                self._catalog = saved_catalog.of(self.config, ask)
         return self._catalog
+
+    def _fingerprint(self) -> str:
+        """That of the files that ComfyUI runs, which may have been changed since; empty if unknown.
+
+        Raises: `OSError` for a file that could not be looked at.
+        """
+        if self._started_with is None or self._keeper.restarts:
+            return ""
+        return self._started_with.result()
 
     def surroundings(self) -> Surroundings:
         """What is installed, as it was when ComfyUI was first started, and what it runs on now.
@@ -186,7 +213,7 @@ class Runner:
         closed; `TimedOut`, also while ComfyUI starts, which then goes on for the next run.
         """
         request, deadline = self._settled(request)
-        self._preloading.stop()
+        self._preloading.give_way(deadline)
         try:
             yield from self._attempts(request, deadline)
         except RunError as err:
@@ -203,6 +230,12 @@ class Runner:
         finally:
             if self.process.low_memory:
                 self._keeper.start_again("The run that needs less memory is over", quiet=True)
+
+    def with_ahead(self, update: Update) -> Update:
+        """An update of the first run, with what was fetched for it while ComfyUI started."""
+        if not isinstance(update, Finished):
+            return update
+        return self._preloading.brought.counted(update)
 
     def _settled(self, request: Request) -> tuple[Request, float]:
         """The request with what must not change in a second attempt, and when it has to be over."""
@@ -243,6 +276,7 @@ class Runner:
         The text of an error for want of memory tells what filled it.
         """
         self._begun = self._gave_output = False
+        self._keeper.occupied = self._keeper.occupied or not self._is_settled()
         self._keeper.bring_up(deadline, low_memory=low_memory)
         self.process.forget_lines()
         try:
@@ -282,6 +316,20 @@ class Runner:
         finally:
             free = run.end()
             self._keeper.after_run(free=free, fault=fault, replaced=replaced)
+
+    def _is_settled(self) -> bool:
+        """Whether ComfyUI has forgotten the run before; it is asked to while the result goes out.
+
+        If not, whatever keeps it from answering would keep the next run, too.
+        """
+        if self._connected is None or self._address != (self.process.base_url, self.process.token):
+            return True  # it was started again, and knows of none
+        try:
+            self._connected.settle()
+        except (MachineError, Disconnected) as err:
+            log.warning("ComfyUI cannot be asked to forget a run: %s", err)
+            return False
+        return True
 
     def _explained(self, err: RunError, before: str) -> RunError:
         """The error of a run that is out of memory, with what filled it."""

@@ -31,6 +31,17 @@ def server() -> Iterator[FileServer]:
         yield served
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Several threads on few shared cores are many times slower.
+
+    In all tests alike, since those with the same variables share a fork server.
+    """
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
 @pytest.fixture(scope="session")
 def comfyui_tree() -> Path:
     """The ComfyUI source tree."""
@@ -61,8 +72,6 @@ def comfy_config(comfyui_tree: Path, tmp_path_factory: pytest.TempPathFactory) -
 def runner(comfy_config: Config) -> Iterator[Runner]:
     """A started runner, the same for all tests: leave no run behind."""
     with pytest.MonkeyPatch.context() as environment:
-        # Several threads on few shared cores are many times slower.
-        environment.setenv("OMP_NUM_THREADS", "1")
         environment.setenv("REPLICATE_API_TOKEN", "not-for-nodes")
         with Runner(comfy_config) as runner:
             yield runner

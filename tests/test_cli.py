@@ -5,18 +5,20 @@ import json
 import signal
 import socket
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from fakes.file_server import running
+from fakes.file_server import FileServer, running
 from graphs import HERE, WORKFLOWS, bundled, node, picture
 from PIL import Image
 from program import PROGRAM, Program
 from saved_files import png
 
 from comfy_runner import __version__
+from comfy_runner.comfyui import saved_catalog
 from comfy_runner.comfyui.client import ComfyClient
 from comfy_runner.comfyui.saved_catalog import save
 from comfy_runner.config import Config
@@ -101,6 +103,100 @@ def test_an_interrupted_run_leaves_nothing(program: Program) -> None:
     assert "Traceback" not in rest
     assert psutil.wait_procs(family, timeout=30)[1] == []
     assert list((program.folder / "output").iterdir()) == []
+
+
+UPSCALER = (HERE.parent / "assets/weights/realesr-animevideov3.safetensors").read_bytes()
+
+
+@pytest.fixture
+def remote(program: Program, server: FileServer, tmp_path: Path) -> Program:
+    """The program with an empty home, and a manifest whose weight comes from the server."""
+    url = server.serve("weight", UPSCALER)
+    entry = {"name": "realesr-animevideov3.safetensors", "folders": ["upscale_models"]}
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"version": 1, "weights": [{**entry, "urls": [url]}]}))
+    program.environment = {
+        **program.environment,
+        "COMFY_RUNNER_HOME": str(tmp_path / "home"),
+        "COMFY_RUNNER_MODELS": str(tmp_path / "models"),
+        "COMFY_RUNNER_MANIFEST": str(manifest),
+        "COMFY_RUNNER_PGET": "off",
+    }
+    return program
+
+
+def with_fault(program: Program, fault: str) -> Program:
+    """The program with what stands in for a ComfyUI that has this fault."""
+    fake = {
+        "COMFY_RUNNER_COMFYUI": str(HERE / "fakes" / "comfyui"),
+        "COMFY_RUNNER_COMFYUI_ARGS": f"--fault {fault}",
+    }
+    program.environment = {**program.environment, **fake}
+    return program
+
+
+UPSCALE = ("run", WORKFLOWS / "upscale.json", "-i", f"image=@{PHOTO}")
+
+
+def test_weights_come_before_the_run_and_count_in_it(remote: Program) -> None:
+    out, err = remote(*UPSCALE, "--json")
+    summary = json.loads(out)
+    assert (summary["files_fetched"], summary["fetched_bytes"]) == (1, len(UPSCALER))
+    told = [line.split(" ")[0] for line in err.splitlines()]
+    assert told.index("Starting") < told.index("Fetching") < told.index("Run")
+    assert "Preload" not in err
+    again = json.loads(remote(*UPSCALE, "--json")[0])
+    assert (again["files_fetched"], again["fetched_bytes"]) == (0, 0)
+
+
+def test_weights_come_while_comfyui_boots_and_ctrl_c_ends_both(
+    remote: Program, server: FileServer
+) -> None:
+    """This one never answers, so that the boot lasts as long as the fetch."""
+    with_fault(remote, "deaf")
+    for held in (False, True):
+        if held:
+            server.serve("weight", UPSCALER, hold_after=1000)
+            (remote.folder / "models/upscale_models/realesr-animevideov3.safetensors").unlink()
+            remote("cache", "rm", json.loads(remote("cache", "ls", "--json")[0])[0]["id"])
+        with subprocess.Popen(
+            remote.command(*UPSCALE),
+            cwd=remote.folder,
+            env=remote.environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell's background job ignores SIGINT, and so would whatever it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        ) as process:
+            assert process.stderr is not None
+            if held:
+                assert server.holding.wait(30)
+            else:
+                assert any("1.3 of 1.3 MB" in line for line in process.stderr)
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGINT)
+            rest = process.stderr.read()
+            assert process.wait(60) == 130, rest
+        assert "Traceback" not in rest
+        assert psutil.wait_procs(family, timeout=30)[1] == []
+
+
+def test_a_weight_that_does_not_come_is_told_once(remote: Program, server: FileServer) -> None:
+    server.serve("weight", status=404)
+    out, err = with_fault(remote, "serve")(*UPSCALE, "--json", code=4)
+    assert json.loads(out)["error"]["code"] == "download_failed"
+    assert err.count("could not be fetched") == 1
+    assert err.splitlines()[-1].startswith("Error: ")
+
+
+def test_bad_input_is_told_before_anything_is_fetched(remote: Program, server: FileServer) -> None:
+    _, err = remote(*UPSCALE, "-i", "nope.x=1", code=2)
+    assert "input nope.x: No node" in err
+    assert "Starting ComfyUI" not in err
+    remote.environment = {**remote.environment, "COMFY_RUNNER_MAX_URLS": "0"}
+    url = server.serve("other.safetensors", UPSCALER)
+    with_fault(remote, "serve")(*UPSCALE, "-i", f"2.model_name={url}", code=2)
+    assert server.asked == []
 
 
 def test_a_failed_run_has_its_own_exit_code(program: Program) -> None:
@@ -191,15 +287,55 @@ def test_check_tells_what_would_happen_and_every_problem(program: Program) -> No
     assert plan["outputs"] == [{"node_id": "9", "title": "Picture"}]
 
 
-def test_comfyui_is_asked_for_its_nodes_once(program: Program, tmp_path: Path) -> None:
-    program.environment = {**program.environment, "COMFY_RUNNER_HOME": str(tmp_path / "home")}
-    workflow = program.workflow(picture())
-    first, err = program("inputs", workflow)
-    assert "Asking ComfyUI for its nodes" in err
-    again, err = program("inputs", workflow)
-    assert err == ""
-    assert again == first
-    assert list((tmp_path / "home" / "runs").iterdir()) == []
+def test_no_command_but_a_run_waits_for_comfyui(program: Program, tmp_path: Path) -> None:
+    """There is none here, and no catalog of an earlier one."""
+    alone = {"COMFY_RUNNER_HOME": str(tmp_path / "home"), "COMFY_RUNNER_COMFYUI": "/nowhere"}
+    program.environment = {**program.environment, **alone}
+    assert "9 nodes would run." in program("check", SAMPLED)[0]
+    assert "Positive prompt.text" in program("inputs", SAMPLED)[0]
+    assert json.loads(program("convert", SAMPLED)[0]).keys() == bundled("text_to_picture").keys()
+    assert (
+        "Nothing was changed." in program("new", SAMPLED, tmp_path / "made", "--dry-run", "-y")[0]
+    )
+    _, err = program("run", program.workflow(picture(width=0)), code=2)
+    assert "node 1 (Plain), input width: 0 is below the minimum 1." in err
+    assert not (tmp_path / "home").exists()
+
+
+def test_what_is_known_without_comfyui_is_what_it_tells(
+    comfy_config: Config, runner: Runner, tmp_path: Path
+) -> None:
+    told = runner.catalog().raw
+    known = saved_catalog.known(replace(comfy_config, home=tmp_path)).catalog.raw
+    ours = {name for name, entry in told["object_info"].items() if is_of_a_pack(entry)}
+    assert ours
+    assert told["object_info"].keys() - ours == known["object_info"].keys()
+    assert told["folders"] == known["folders"]
+
+
+def is_of_a_pack(entry: dict[str, Any]) -> bool:
+    return str(entry["python_module"]).startswith("custom_nodes.")
+
+
+def test_the_nodes_of_packs_are_known_once_comfyui_was_started(
+    program: Program, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    program.environment = {**program.environment, "COMFY_RUNNER_HOME": str(home)}
+    workflow = program.workflow({"1": node("TestExit", code=9)})
+    note = "Note: ComfyUI has not been started with "
+    cure = "`comfy-runner check --refresh WORKFLOW` starts it once to make sure."
+    out, err = program("check", workflow, code=2)
+    assert (out, err.startswith(note), err.count(cure)) == ("", True, 1)
+    assert cure in json.loads(program("check", workflow, "--json", code=2)[0])["doubt"]
+    for command in ("inputs", "convert"):
+        assert program(command, workflow)[1].count(note) == (command == "inputs")
+    _, err = program("new", workflow, tmp_path / "made", "-y", code=2)
+    assert err.startswith(note)
+    out, err = program("check", workflow, "--refresh")
+    assert "Asking ComfyUI for its nodes ..." in err
+    assert program("check", workflow) == (out, "")
+    assert list((home / "runs").iterdir()) == []
 
 
 def test_inputs_lists_what_can_be_set(program: Program) -> None:

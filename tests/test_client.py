@@ -36,6 +36,9 @@ def until_end(messages: Messages) -> Iterator[dict[str, Any]]:
             return
 
 
+ECHO = {"1": {"class_type": "PreviewAny", "inputs": {"source": "x"}}}
+
+
 def run(client: ComfyClient, workflow: Workflow) -> tuple[str, list[dict[str, Any]]]:
     run_id = new_id()
     with client.connect(run_id) as messages:
@@ -265,6 +268,63 @@ def test_proxy_of_the_environment_is_not_used(
     assert client.worker_alive()
     with client.connect(new_id()) as messages:
         assert messages.receive(10) is not None
+
+
+def test_a_connection_is_kept_for_the_next_run_and_what_came_between_is_left_out(
+    client: ComfyClient,
+) -> None:
+    run_ids, names, heard = [new_id(), new_id()], set(), []
+    for run_id in run_ids:
+        messages = client.listen()
+        client.submit(ECHO, run_id, client_id=messages.client_id)
+        heard.append(list(until_end(messages)))
+        names.add(messages.client_id)
+        client.after_run(run_id, messages)
+        client.settle()
+        assert client.history(run_id) is None
+    assert len(names) == 1
+    assert {m["data"]["prompt_id"] for m in heard[1] if "prompt_id" in m["data"]} == {run_ids[1]}
+    assert heard[1][-1]["data"]["prompt_id"] == run_ids[1]
+
+
+def test_a_kept_connection_that_broke_between_runs_is_replaced(client: ComfyClient) -> None:
+    messages = client.listen()
+    client.after_run(new_id(), messages)
+    messages._socket.shutdown(socket.SHUT_RDWR)  # noqa: SLF001 - as the other side would
+    fresh, run_id = client.listen(), new_id()
+    assert fresh.client_id != messages.client_id
+    with fresh:
+        client.submit(ECHO, run_id, client_id=fresh.client_id)
+        assert list(until_end(fresh))
+
+
+def test_a_connection_that_no_run_takes_up_is_closed(
+    client: ComfyClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads it, and ComfyUI would hold all that node packs send to everybody."""
+    closed = Event()
+
+    class Watched(Messages):
+        def close(self) -> None:
+            super().close()
+            closed.set()
+
+    monkeypatch.setattr("comfy_runner.comfyui.client.KEPT", 0.05)
+    plain = client.listen()
+    with Watched(plain._socket.dup(), plain.client_id) as messages:  # noqa: SLF001
+        plain.close()
+        client.after_run(new_id(), messages)
+        assert closed.wait(10)
+        with client.listen() as other:
+            assert other is not messages
+
+
+def test_a_run_that_is_not_forgotten_is_told() -> None:
+    with ComfyClient(f"http://127.0.0.1:{free_port()}") as client:
+        client.settle()
+        client.after_run(new_id())
+        with pytest.raises(Disconnected):
+            client.settle()
 
 
 def test_server_that_is_not_there() -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -33,22 +33,26 @@ def as_anywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ours.setLevel(levels[1])
 
 
-def told(*updates: Update, terminal: bool) -> str:
-    """All that was written about these updates."""
+def tell(narration: Narration, *updates: Update) -> None:
+    for update in updates:
+        narration.tell(update)
+
+
+def told(*updates: Update, terminal: bool, show: Callable[..., None] = tell) -> str:
+    """All that was written about these updates, which `show` tells."""
     out = StringIO()
     console = Console(
         file=out, force_terminal=terminal, width=140, height=50, soft_wrap=True, highlight=False
     )
     with Narration(console) as narration:
-        for update in updates:
-            narration.tell(update)
+        show(narration, *updates)
     return out.getvalue()
 
 
-def screen(*updates: Update) -> list[str]:
+def screen(*updates: Update, show: Callable[..., None] = tell) -> list[str]:
     """The bars that stand on a terminal at the end, without the drawn part."""
     # They are drawn a last time, and then each line is wiped out.
-    frames = re.split(r"\x1b\[2K(?:\x1b\[1A)?|\r", told(*updates, terminal=True))
+    frames = re.split(r"\x1b\[2K(?:\x1b\[1A)?|\r", told(*updates, terminal=True, show=show))
     frames = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", frame).strip() for frame in frames]
     last = next(frame for frame in reversed(frames) if frame)
     return [
@@ -78,6 +82,22 @@ def test_all_files_together_have_the_last_bar() -> None:
         "Fetching loras/2.safetensors 20 MB, 5.0 MB/s",
         "In all, 0 of 20 files 20 MB of 2.0 GB, 10 MB/s, 3 min 18 s left",
     ]
+
+
+def test_what_is_fetched_while_comfyui_starts_has_its_bars_below() -> None:
+    def show(narration: Narration, *updates: Update) -> None:
+        narration.boot()
+        tell(narration, *updates)
+
+    below = ["Fetching loras/1.safetensors 10 of 100 MB, 5.0 MB/s, 18 s left"]
+    both = screen(state(1, 10, 100), show=show)
+    assert both[:2] == ["Starting ComfyUI", *below]
+
+    def show_on(narration: Narration, *updates: Update) -> None:
+        show(narration, *updates)
+        narration.booted()
+
+    assert screen(state(1, 10, 100), show=show_on)[:1] == below
 
 
 def test_of_many_files_some_have_bars_and_the_rest_one_together() -> None:

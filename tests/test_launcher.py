@@ -1,5 +1,6 @@
 """ComfyUI as the launcher starts it: closed to strangers, and telling what goes wrong in it."""
 
+import json
 import os
 import select
 import signal
@@ -9,16 +10,17 @@ import sys
 import uuid
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import requests
+import websocket
 
 from comfy_runner.comfyui.client import ComfyClient, Disconnected
-from comfy_runner.comfyui.inside import WORKER_DIED, digest
+from comfy_runner.comfyui.inside import WORKER_DIED
 from comfy_runner.comfyui.process import ComfyProcess
 from comfy_runner.config import Config
 from comfy_runner.errors import StartFailed
@@ -119,7 +121,7 @@ def test_the_token_is_nowhere_to_be_found(comfy: ComfyProcess, client: ComfyClie
     client.catalog()
     assert comfy.comfyui_pid is not None
     comfyui = psutil.Process(comfy.comfyui_pid)
-    family = [comfyui, *comfyui.parents()[:2]]  # the guard and we
+    family = [comfyui, *comfyui.parents()[:2]]  # the fork server, or the guard, and we
     told = [text for process in family for text in (*process.cmdline(), str(process.environ()))]
     with requests.Session() as session:
         session.trust_env = False
@@ -130,7 +132,8 @@ def test_the_token_is_nowhere_to_be_found(comfy: ComfyProcess, client: ComfyClie
     told += [*comfy.tail(200), *(path.read_text("latin1") for path in files)]
     assert len(comfy.token) >= 43
     assert not [text for text in told if comfy.token in text]
-    assert any(digest(comfy.token) in text for text in told)  # so we looked in the right places
+    # So we looked in the right places.
+    assert any(str(comfy.folder) in text for text in told)
 
 
 def test_the_process_ends_with_the_worker_and_says_why(sacrificed_comfy: ComfyProcess) -> None:
@@ -225,3 +228,22 @@ def test_a_taken_port_is_replaced(booting: ComfyProcess) -> None:
         booting.wait_ready(BOOT_TIMEOUT)
     assert booting.port != first
     assert booting.answers()
+
+
+def test_the_states_of_all_nodes_are_not_sent_with_each_step(comfy: ComfyProcess) -> None:
+    run_id = str(uuid.uuid4())
+    key = [f"Authorization: Bearer {comfy.token}"]
+    socket = websocket.create_connection(
+        f"ws://127.0.0.1:{comfy.port}/ws?clientId={run_id}", header=key, suppress_origin=True
+    )
+    with closing(socket), ComfyClient(comfy.base_url, comfy.token) as client:
+        socket.settimeout(BOOT_TIMEOUT)
+        client.submit(
+            {"1": {"class_type": "TestProgress", "inputs": {"steps": 2, "delay": 0.0}}}, run_id
+        )
+        kinds = []
+        while kinds[-1:] != ["execution_success"]:
+            kinds.append(json.loads(socket.recv())["type"])
+        client.forget(run_id)
+    assert "progress" in kinds
+    assert "progress_state" not in kinds

@@ -3,25 +3,26 @@
 import json
 import logging
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
 import pytest
+from fakes.file_server import FileServer
 from graphs import bundled, node
 from safetensors.numpy import save
+from weight_stores import ensure, tensors, weight
 
 from comfy_runner.config import Config
-from comfy_runner.errors import InvalidInput
+from comfy_runner.errors import DownloadFailed, InvalidInput, TimedOut
 from comfy_runner.runner import Runner
-from comfy_runner.runs.preloading import (
-    CHUNK,
-    Preloading,
-    TellDownloads,
-    free_memory,
-    read_ahead,
-)
+from comfy_runner.runs.preloading import Ahead, Brought, Preloading, TellDownloads
+from comfy_runner.runs.run import Finished, Request
+from comfy_runner.weights.manifest import Manifest
 from comfy_runner.weights.progress import Downloading
 from comfy_runner.weights.store import WeightStore, read_manifest
+from comfy_runner.weights.weight import Weight
 
 ONE = save({"x": numpy.zeros(232, dtype="float32")})
 """A weight of 1000 bytes."""
@@ -137,38 +138,112 @@ def test_a_runner_that_does_not_start_leaves_no_thread(
     assert not [each for each in threading.enumerate() if each.name == "preload"], caplog.text
 
 
-def test_only_as_much_is_read_as_fits(tmp_path: Path) -> None:
-    sizes = {"a": 600, "b": 500, "c": 400}
-    for name, size in sizes.items():
-        (tmp_path / name).write_bytes(b"x" * size)
-    (tmp_path / "again").symlink_to(tmp_path / "a")
-    paths = [tmp_path / name for name in ("a", "again", "b", "gone", "c")]
-    found = read_ahead(paths, 1000, threading.Event())
-    assert (found.files, found.size, found.too_big, found.stopped) == (2, 1000, ("b",), False)
-    assert "2 files, 1.0 kB, read" in str(found)
-    assert str(found).endswith("left out, for they would take too much memory: b.")
+class First:
+    """The first run's models, being fetched ahead from a server."""
+
+    def __init__(self, config: Config, *weights: Weight, present: tuple[str, ...] = ()) -> None:
+        self.updates: list[Downloading] = []
+        self.store = WeightStore(config)
+        ahead = Ahead(
+            weights=weights,
+            asked=(),
+            present=present,
+            credentials={},
+            tell=self.updates.append,
+        )
+        self.preloading = Preloading(config, Manifest(), self.store, ahead)
+        self.preloading.start({})
+
+    def give_way(self, seconds: float = 30.0) -> None:
+        self.preloading.give_way(time.monotonic() + seconds)
 
 
-def test_reading_ends_when_it_is_stopped(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"x" * (CHUNK + 1))
-    stopped = threading.Event()
-    stopped.set()
-    found = read_ahead([tmp_path / "a"], 2 * CHUNK, stopped)
-    assert (found.files, found.size, found.stopped) == (0, 0, True)
-    assert "until it was stopped" in str(found)
+@pytest.fixture
+def config(project: Config) -> Config:
+    """As the project, with a disk that may be filled."""
+    return replace(project, disk_reserve=0, pget="off")
 
 
-def test_a_container_has_no_more_free_memory_than_it_may_use(tmp_path: Path) -> None:
-    assert free_memory(tmp_path) is None
-    (tmp_path / "proc" / "self").mkdir(parents=True)
-    told = "MemTotal: 800 kB\nMemFree: 1 kB\nMemAvailable: 600 kB\n"
-    (tmp_path / "proc" / "meminfo").write_text(told)
-    assert free_memory(tmp_path) == 600 * 1024
-    (tmp_path / "proc" / "self" / "cgroup").write_text("0::/\n")
-    group = tmp_path / "sys" / "fs" / "cgroup"
-    group.mkdir(parents=True)
-    (group / "memory.max").write_text("1000\n")
-    assert free_memory(tmp_path) == 1000
+def test_the_first_run_waits_for_what_is_fetched_for_it(config: Config, server: FileServer) -> None:
+    first = First(config, weight("one.safetensors", server.serve("one", ONE, hold_after=500)))
+    assert server.holding.wait(10)
+    assert first.preloading.brought.files == 0
+    server.release.set()
+    first.give_way()
+    assert (config.models / "loras" / "one.safetensors").read_bytes() == ONE
+    brought = first.preloading.brought
+    assert (brought.files, brought.size) == (1, len(ONE))
+    assert 0 <= brought.waited <= brought.seconds
+    assert (first.updates[-1].name, first.updates[-1].done) == ("loras/one.safetensors", len(ONE))
+    first.give_way()
+    first.preloading.close()
+
+
+def test_what_does_not_come_is_the_first_run_s_failure_and_not_logged(
+    config: Config, server: FileServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = First(config, weight("one.safetensors", server.url("none")))
+    with pytest.raises(DownloadFailed, match="404"):
+        first.give_way()
+    first.give_way()
+    first.preloading.close()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_the_first_run_s_deadline_holds_while_it_waits(config: Config, server: FileServer) -> None:
+    first = First(config, weight("one.safetensors", server.serve("one", ONE, hold_after=500)))
+    with pytest.raises(TimedOut, match="while weights were fetched"):
+        first.give_way(0.0)
+    first.preloading.close()
+    assert not (config.models / "loras" / "one.safetensors").exists()
+
+
+def test_closing_ends_what_is_fetched_ahead(config: Config, server: FileServer) -> None:
+    first = First(config, weight("one.safetensors", server.serve("one", ONE, hold_after=500)))
+    assert server.holding.wait(10)
+    first.preloading.close()
+    assert not [each for each in threading.enumerate() if each.name == "preload"]
+    assert not server.release.is_set()
+
+
+def test_what_the_first_run_has_already_makes_no_room_for_the_rest(
+    config: Config, server: FileServer
+) -> None:
+    config = replace(config, max_weights_bytes=1500)
+    here = weight("here.safetensors", server.serve("here", ONE))
+    ensure(WeightStore(config), here)
+    more = weight("one.safetensors", server.serve("one", tensors(900)), size=len(tensors(900)))
+    first = First(config, more, present=("loras/here.safetensors",))
+    with pytest.raises(DownloadFailed):
+        first.give_way()
+    first.preloading.close()
+    assert (config.models / "loras" / "here.safetensors").is_file()
+
+
+def test_a_started_runner_need_not_have_what_its_first_run_waits_for(
+    config: Config, server: FileServer
+) -> None:
+    url = server.serve("one", ONE, hold_after=500)
+    ahead = Ahead(
+        weights=(weight("one.safetensors", url),),
+        asked=(),
+        present=(),
+        credentials={},
+        tell=lambda _: None,
+    )
+    with Runner(config, ahead) as runner:
+        assert server.holding.wait(10)
+        with pytest.raises(TimedOut, match="while weights were fetched"):
+            list(runner.run(Request(document=bundled("text_to_picture"), timeout=0.1)))
+    assert not [each for each in threading.enumerate() if each.name == "preload"]
+
+
+def test_what_was_fetched_ahead_counts_in_the_run() -> None:
+    finished = Finished({"prepare": 3.0, "fetch": 1.0, "run": 2.0}, 9, 0, 1, 1, 10)
+    counted = Brought(2, 500, seconds=8.0, waited=2.5).counted(finished)
+    assert counted.seconds == {"prepare": 0.5, "fetch": 9.0, "run": 2.0}
+    assert (counted.fetched_files, counted.fetched_bytes) == (3, 510)
+    assert Brought(waited=0.1).counted(finished) == finished
 
 
 def test_downloads_are_told_now_and_then_and_each_end_once(

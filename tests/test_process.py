@@ -124,17 +124,48 @@ def reaches_end(descriptor: int, timeout: float = 10.0) -> bool:
     return False
 
 
+@pytest.fixture(
+    params=[
+        "guarded",
+        pytest.param(
+            "forked", marks=pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks")
+        ),
+    ]
+)
+def forks(request: pytest.FixtureRequest) -> bool:
+    """Whether ComfyUI is forked; both ways it is to be the same for who starts it."""
+    if request.param == "forked":
+        request.getfixturevalue("_warm_fork_server")
+    return bool(request.param == "forked")
+
+
+@pytest.fixture(scope="session")
+def _warm_fork_server(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The shared fork server is there, so that a test's time is not that of its imports."""
+    tree = tmp_path_factory.mktemp("warm")
+    (tree / "main.py").touch()
+    process = ComfyProcess(Config(comfyui=tree, models=tree / "models", device="cpu"), tree / "run")
+    process.start()
+    assert process.ends_within(60)
+    assert process.exit_code == 0
+
+
 @pytest.fixture
-def faulty(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ComfyProcess]:
+def faulty(tmp_path: Path, request: pytest.FixtureRequest, forks: bool) -> Iterator[ComfyProcess]:
     """A ComfyUI that has the fault given as parameter; not started."""
-    process = ComfyProcess(faulty_config(tmp_path, request.param), tmp_path / "run")
+    process = ComfyProcess(faulty_config(tmp_path, request.param, forks=forks), tmp_path / "run")
     yield process
     process.stop()
 
 
-def faulty_config(folder: Path, fault: str) -> Config:
+def faulty_config(folder: Path, fault: str, *, forks: bool) -> Config:
     return Config(
-        comfyui=FAKE, models=folder / "models", device="cpu", comfyui_args=("--fault", fault)
+        comfyui=FAKE,
+        models=folder / "models",
+        device="cpu",
+        comfyui_args=("--fault", fault),
+        fork_server=forks,
+        lazy_boot=forks,
     )
 
 
@@ -222,14 +253,40 @@ def test_stop_leaves_no_process(faulty: ComfyProcess, alive: int) -> None:
     faulty.stop()
 
 
+STARTER = """
+import signal, sys
+from pathlib import Path
+from comfy_runner.comfyui.process import ComfyProcess
+from comfy_runner.config import Config
+comfyui, folder, models, end, forks = sys.argv[1:]
+config = Config(
+    comfyui=Path(comfyui), models=Path(models), device="cpu", comfyui_args=("--fault", "stubborn"),
+    fork_server=forks == "True", lazy_boot=forks == "True",
+)
+process = ComfyProcess(config, Path(folder))
+process.start()
+process.wait_ready(60)
+print("ready", type(process._child.started).__name__, flush=True)
+if end == "wait":
+    signal.pause()
+"""
+
+
 @pytest.mark.parametrize("end", ["end", "wait"])
-def test_nothing_outlives_the_program_that_started_it(tmp_path: Path, alive: int, end: str) -> None:
-    command = [sys.executable, str(FAKE / "starter.py"), tmp_path / "run", tmp_path / "models", end]
+def test_nothing_outlives_the_program_that_started_it(
+    tmp_path: Path, alive: int, end: str, *, forks: bool
+) -> None:
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        [
+            *(sys.executable, "-c", STARTER, FAKE, tmp_path / "run", tmp_path / "models"),
+            *(end, str(forks)),
+        ],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     ) as starter:
         assert starter.stdout is not None
-        assert starter.stdout.readline() == b"ready\n"
+        way = b"Forked" if forks else b"Guarded"
+        assert starter.stdout.readline() == b"ready " + way + b"\n"
         if end == "wait":
             starter.kill()
         assert starter.wait(20) == (-signal.SIGKILL if end == "wait" else 0)

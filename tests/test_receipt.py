@@ -599,12 +599,8 @@ def test_the_peak_of_memory_is_that_of_the_child_since_the_begin() -> None:
         "sys.stdin.readline()\ny = bytearray(50_000_000)\nprint('more', flush=True)\n"
         "sys.stdin.readline()\n"
     )
-    guard = (
-        "import subprocess, sys\n"
-        f"child = subprocess.Popen([sys.executable, '-I', '-S', '-c', {program!r}])\nchild.wait()\n"
-    )
     with subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", guard],
+        [sys.executable, "-I", "-S", "-c", program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

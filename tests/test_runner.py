@@ -16,7 +16,6 @@ from editor_files import TEMPLATES
 from graphs import bundled, node, picture, quick_and_slow
 from PIL import Image
 
-from comfy_runner.comfyui.client import ComfyClient, Messages
 from comfy_runner.convert.formats import read_workflow
 from comfy_runner.documents import source
 from comfy_runner.errors import (
@@ -34,8 +33,9 @@ from comfy_runner.graph.document import load
 from comfy_runner.runner import Runner
 from comfy_runner.runs.events import Progress
 from comfy_runner.runs.files import GivenFile
+from comfy_runner.runs.following import Following
 from comfy_runner.runs.results import Output
-from comfy_runner.runs.run import Finished, Planned, Request, Run, Update
+from comfy_runner.runs.run import Finished, Planned, Request, Update
 
 HERE = Path(__file__).resolve().parent
 PHOTO = HERE.parent / "examples" / "astronaut.png"
@@ -470,14 +470,14 @@ def test_a_cancel_of_the_cancel_does_not_leave_the_run_behind(
     class CancelledAgain(BaseException):
         pass
 
-    def struck(_: Run) -> bool:
+    def struck(_: Following, __: float) -> bool:
         raise CancelledAgain
 
     stuck = {"1": node("TestSleep", seconds=60.0, interruptible=False)}
     updates = runner.run(Request(document=stuck))
     next(update for update in updates if isinstance(update, Progress))
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_cancel", struck)
+        patch.setattr(Following, "cancel", struck)
         with pytest.raises(CancelledAgain):
             updates.close()
     assert names(run(runner, picture())) == ["2_Save-it_plain_00001.png"]
@@ -496,30 +496,6 @@ def test_chatter_of_a_node_pack_is_no_progress(
         with pytest.raises(Stalled, match="no sign of progress"):
             run(runner, {"1": node("TestChatter")}, timeout=60)
     assert names(run(runner, picture())) == ["2_Save-it_plain_00001.png"]
-
-
-def test_a_dropped_socket_loses_no_result(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The result is made while nobody listens: it is found when ComfyUI is asked."""
-    opened: list[Messages] = []
-    connect = ComfyClient.connect
-
-    def listen(client: ComfyClient, run_id: str) -> Messages:
-        opened.append(connect(client, run_id))
-        return opened[-1]
-
-    monkeypatch.setattr(ComfyClient, "connect", listen)
-    document = {
-        "1": node("TestSleep", "Slow", seconds=0.5, interruptible=True),
-        "2": node("PreviewAny", "Tell", source=["1", 0]),
-    }
-    made: list[str] = []
-    for update in runner.run(Request(document=document)):
-        if isinstance(update, Progress) and len(opened) == 1:
-            opened[0].close()
-        if isinstance(update, Output):
-            made.append(update.path.name)
-    assert made == ["2_Tell_text.txt"]
-    assert len(opened) == 2
 
 
 def test_a_template_gives_one_picture_from_each_of_its_forms(runner: Runner) -> None:

@@ -153,7 +153,7 @@ def kill(runner: Runner) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "name", "wait"),
-    [(Keeper, "bring_up", False), (Run, "_prepare", True), (ComfyClient, "connect", True)],
+    [(Keeper, "bring_up", False), (Run, "_prepare", True), (ComfyClient, "listen", True)],
 )
 def test_no_moment_before_the_run_is_given_is_the_wrong_one_to_die(
     fragile: Runner, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, wait: bool

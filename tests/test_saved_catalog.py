@@ -1,6 +1,7 @@
 """The node catalog on disk: found again, and only where it still holds."""
 
 import gzip
+import json
 import logging
 import os
 import shutil
@@ -58,6 +59,73 @@ def test_comfyui_is_asked_once(config: Config) -> None:
     assert len(asked) == 1
 
 
+def test_what_was_told_before_a_pack_was_changed_does_not_hold_after_it(config: Config) -> None:
+    seen = saved_catalog.fingerprint(config)
+    changed = change("custom_nodes/pack/__init__.py")(config)
+    saved_catalog.save(changed, RAW, seen)
+    assert saved_catalog.load(changed) is None
+
+
+def bare(config: Config) -> Config:
+    """Without any pack."""
+    return replace(config, custom_nodes=config.home / "nothing")
+
+
+def test_without_a_saved_catalog_comfyui_s_own_nodes_are_known(config: Config) -> None:
+    known = saved_catalog.known(bare(config))
+    assert known.doubt == ""
+    assert known.catalog.get("KSampler") == catalog().get("KSampler")
+    assert "FluxProUltraImageNode" in catalog()
+    assert "FluxProUltraImageNode" not in known.catalog, "the runner loads no API nodes"
+    assert "FluxProUltraImageNode" in saved_catalog.offline(bare(config))
+
+
+def test_a_saved_catalog_leaves_no_doubt(config: Config) -> None:
+    assert saved_catalog.known(config).doubt
+    saved_catalog.save(config, RAW)
+    known = saved_catalog.known(config)
+    assert (len(known.catalog), known.doubt) == (1, "")
+
+
+def test_a_pack_that_tells_its_nodes_is_known_and_others_are_named(config: Config) -> None:
+    (config.custom_nodes / "pack" / "object_info.json").write_text(
+        json.dumps({"Fox": {"input": {"required": {}}, "output": ["IMAGE"]}})
+    )
+    known = saved_catalog.known(config)
+    assert "Fox" in known.catalog
+    assert known.doubt == ""
+    for name in (*"abcdefg", "off.disabled"):
+        change(f"custom_nodes/{name}/__init__.py")(config)
+    change("custom_nodes/single.py")(config)
+    change("custom_nodes/notes/notes.txt")(config)
+    change("custom_nodes/notes.txt")(config)
+    assert f"with a, b, c, d, e and 3 more in {config.custom_nodes} as it" in (
+        saved_catalog.known(config).doubt
+    )
+
+
+def test_a_pack_that_tells_no_classes_is_one_that_tells_nothing(
+    config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    (config.custom_nodes / "pack" / "object_info.json").write_text("{")
+    assert "with pack in" in saved_catalog.known(config).doubt
+    assert "KSampler" in saved_catalog.offline(config)
+    assert "object_info.json: It is neither JSON" in caplog.text
+
+
+def test_packs_that_are_switched_off_are_not_known(config: Config) -> None:
+    off = replace(config, comfyui_args=("--disable-all-custom-nodes",))
+    assert saved_catalog.known(off).doubt == ""
+    some = replace(off, comfyui_args=(*off.comfyui_args, "--whitelist-custom-nodes", "pack"))
+    assert "with pack in" in saved_catalog.known(some).doubt
+
+
+def test_another_comfyui_may_have_other_nodes(config: Config) -> None:
+    (config.comfyui / "comfyui_version.py").write_text('__version__ = "0.99.0"\n')
+    doubt = "This is ComfyUI 0.99.0, but the nodes known here are of 0.30.0."
+    assert saved_catalog.known(bare(config)).doubt == doubt
+
+
 def test_saving_leaves_one_file_that_everyone_may_read(config: Config) -> None:
     old = os.umask(0o022)
     try:
@@ -97,14 +165,18 @@ def remove(config: Config) -> Config:
         change("custom_nodes/pack/__init__.py"),
         change("custom_nodes/pack/nodes.json"),
         change("custom_nodes/pack/pyproject.toml"),
+        change("custom_nodes/pack/styles.csv"),
+        change("custom_nodes/pack/fast.so"),
         change("custom_nodes/other.py"),
         touch,
         remove,
         lambda config: replace(config, comfyui_args=("--disable-all-custom-nodes",)),
         lambda config: replace(config, custom_nodes=config.home / "nothing"),
+        lambda config: replace(config, device="cpu"),
+        lambda config: replace(config, hub_at_run_time=True),
     ],
 )
-def test_another_source_or_argument_is_another_catalog(
+def test_another_source_or_setting_is_another_catalog(
     config: Config, changed: Callable[[Config], Config]
 ) -> None:
     saved_catalog.save(config, RAW)
@@ -141,6 +213,7 @@ def test_a_linked_node_pack_counts(config: Config, tmp_path: Path) -> None:
 
 def test_a_link_that_leads_nowhere_is_no_obstacle(config: Config) -> None:
     (config.custom_nodes / ".#lock.py").symlink_to("nobody@nowhere.1234")
+    (config.custom_nodes / "itself.py").symlink_to("itself.py")
     saved_catalog.save(config, RAW)
     assert saved_catalog.load(config) is not None
 

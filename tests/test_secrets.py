@@ -352,8 +352,13 @@ def test_a_failing_and_a_crashing_node_show_no_secret(served: Served) -> None:
 
 def comfyui_of(family: list[psutil.Process]) -> psutil.Process:
     """The ComfyUI among the processes."""
-    launched = [process for process in family if "launcher.py" in " ".join(process.cmdline())]
-    return launched[-1]  # the one before is its guard, which has the same arguments
+    programs = ("launcher.py", "forkserver.py")
+    launched = [
+        process
+        for process in family
+        if any(name in " ".join(process.cmdline()) for name in programs)
+    ]
+    return launched[-1]  # its parent, which has the same arguments, comes before it
 
 
 def test_no_process_and_no_queue_shows_a_secret_while_a_run_goes_on(served: Served) -> None:
@@ -373,8 +378,12 @@ def test_no_process_and_no_queue_shows_a_secret_while_a_run_goes_on(served: Serv
                 leaks[f"environment of {process.pid}"] = found_in(
                     Path(f"/proc/{process.pid}/environ").read_bytes()
                 )
-            arguments = comfyui.cmdline()
-            address = f"http://127.0.0.1:{arguments[arguments.index('--port') + 1]}"
+            (port,) = (
+                connection.laddr.port
+                for connection in comfyui.net_connections()
+                if connection.status == psutil.CONN_LISTEN
+            )
+            address = f"http://127.0.0.1:{port}"
             for path in ("queue", "history", "api/jobs", "internal/logs", "internal/logs/raw"):
                 answer = requests.get(f"{address}/{path}", timeout=30)
                 assert answer.status_code == 403, path

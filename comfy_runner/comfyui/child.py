@@ -1,4 +1,4 @@
-"""One started process with its guard: read, asked what it does, and ended with its group."""
+"""One started ComfyUI: read, asked what it does, and ended with its group."""
 
 import logging
 import os
@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from comfy_runner.comfyui.forking import Forked
 from comfy_runner.comfyui.guard import KILLED
-from comfy_runner.comfyui.inside import LOADING
+from comfy_runner.comfyui.inside import LOADING, PHASE, READY
 
 log = logging.getLogger(__name__)
 comfyui_log = logging.getLogger("comfyui")
@@ -44,24 +45,21 @@ LEVELS = {
 
 ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
+PACK_LOADS = re.compile(re.escape(LOADING) + r"(?P<moment>\d+\.\d+)(?: (?P<pack>.+))?")
+
+PHASE_ENDS = re.compile(re.escape(PHASE) + r"(?P<name>\S+) (?P<moment>\d+\.\d+)")
+
 FATAL = "Fatal Python error: "
 THREAD = re.compile(r"(Current t|T)hread 0x[0-9a-f]+ .*:")
 FRAME = re.compile(r'  (File ".*", line \d+ in .*|\.\.\.)')
 
 
-class Child:
-    """One started process with its guard; it ends at the latest when this program does."""
+class Guarded:
+    """A program with its guard, see `guard.py`; it ends at the latest when this one does."""
 
     def __init__(self, command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> None:
         """Start `command`. Raises: `OSError`."""
-        self.lines: deque[str] = deque(maxlen=KEPT_LINES)
-        self.loading = ""
-        """The node pack that ComfyUI is loading; empty when it loads none."""
-        self.most_memory: int | None = None
-        """Bytes that the process held at most; known once somebody else has killed it."""
-        self._stacks: list[list[str]] | None = None
-        self._told = threading.Event()
-        self.popen = subprocess.Popen(  # noqa: S603
+        self._popen = subprocess.Popen(  # noqa: S603
             [sys.executable, "-I", "-S", str(HERE / "guard.py"), *command],
             cwd=cwd,
             env=dict(environment),
@@ -70,21 +68,71 @@ class Child:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        assert self._popen.stdout is not None  # noqa: S101 (for mypy: it was asked for)
+        self.pid = self._popen.pid
+        """That of the guard."""
+        self.parent = self.pid
+        """Process id of the program's parent."""
+        self.output = self._popen.stdout.fileno()
+        """Reading end of the pipe that takes all it prints."""
+        self.memory: int | None = None
+        """Not known here: the guard prints it."""
+        self.poll = self._popen.poll
+        self.wait = self._popen.wait
+        self.kill = self._popen.kill
+
+    def ask_for_stacks(self) -> None:
+        """Have the program print what its threads do."""
+        self._popen.send_signal(signal.SIGUSR1)
+
+    def end(self) -> None:
+        """Kill the program with its group; it may not have ended yet when this returns."""
+        if self._popen.stdin is not None:
+            self._popen.stdin.close()
+
+    def close(self) -> None:
+        """Close the pipe."""
+        if self._popen.stdout is not None:
+            self._popen.stdout.close()
+
+
+class Child:
+    """One started process; it ends at the latest when this program does."""
+
+    def __init__(self, started: "Guarded | Forked") -> None:
+        self.started = started
+        self.lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self.loading = ""
+        """The node pack that ComfyUI is loading; empty when it loads none."""
+        self.packs: list[tuple[str, float]] = []
+        """The node packs that were loaded, each with its begin by `time.monotonic`, in their order;
+        an empty name stands for the end of the one before."""
+        self.phases: list[tuple[str, float]] = []
+        """The phases of its boot that are over, each with its end by `time.monotonic`."""
+        self.spoke = threading.Event()
+        """Set when it is ready, as it says itself, and when it has ended."""
+        self._most_memory: int | None = None
+        self._stacks: list[list[str]] | None = None
+        self._told = threading.Event()
         # A daemon, because atexit functions run only after all other threads ended.
         self.reader = threading.Thread(target=self._read, name="comfyui-log", daemon=True)
         self.reader.start()
 
+    @property
+    def most_memory(self) -> int | None:
+        """Bytes that the process held at most; known once somebody else has killed it."""
+        return self.started.memory if self._most_memory is None else self._most_memory
+
     def end(self) -> None:
         """Kill the process and its group, and wait for it; nothing happens the second time."""
-        if self.popen.stdin is not None:
-            self.popen.stdin.close()
+        self.started.end()
         try:
-            self.popen.wait(END_TIMEOUT)
+            self.started.wait(END_TIMEOUT)
         except subprocess.TimeoutExpired:
             log.warning("ComfyUI is not gone %.0f s after it was killed", END_TIMEOUT)
-            self.popen.kill()
+            self.started.kill()
             with suppress(subprocess.TimeoutExpired):
-                self.popen.wait(END_TIMEOUT)
+                self.started.wait(END_TIMEOUT)
         self.finish_reading()
 
     def last_words(self, count: int = 20) -> tuple[str, ...]:
@@ -108,7 +156,7 @@ class Child:
         stacks: list[list[str]] = []
         self._stacks = stacks
         deadline = time.monotonic() + STACK_TIMEOUT
-        self.popen.send_signal(signal.SIGUSR1)
+        self.started.ask_for_stacks()
         while time.monotonic() < deadline:
             if not self._told.wait(STACK_PAUSE if stacks else STACK_TIMEOUT):
                 break
@@ -122,8 +170,8 @@ class Child:
     def finish_reading(self) -> None:
         """Wait until the last line of an ended process is in `lines`."""
         self.reader.join(END_TIMEOUT)
-        if self.popen.stdout is not None and not self.reader.is_alive():
-            self.popen.stdout.close()
+        if not self.reader.is_alive():
+            self.started.close()
 
     def _read(self) -> None:
         for raw in self._raw_lines():
@@ -134,14 +182,21 @@ class Child:
                 self.lines.append(line)
                 level, _, _ = line.partition(" ")
                 comfyui_log.log(LEVELS.get(level, logging.INFO), "%s", line)
+        self.spoke.set()
 
     def _is_for_us(self, line: str) -> bool:
         """Take in a line that the launcher or the guard prints for this class."""
-        if (line + " ").startswith(LOADING):
-            self.loading = line[len(LOADING) :]
+        if pack := PACK_LOADS.fullmatch(line):
+            self.loading = pack["pack"] or ""
+            self.packs.append((self.loading, float(pack["moment"])))
             return True
         if line.startswith(KILLED) and line[len(KILLED) :].isdecimal():
-            self.most_memory = int(line[len(KILLED) :])
+            self._most_memory = int(line[len(KILLED) :])
+            return True
+        if phase := PHASE_ENDS.fullmatch(line):
+            self.phases.append((phase["name"], float(phase["moment"])))
+            if phase["name"] == READY:
+                self.spoke.set()
             return True
         stacks = self._stacks
         if stacks is None:
@@ -156,14 +211,13 @@ class Child:
         return True
 
     def _raw_lines(self) -> Iterator[bytes]:
-        assert self.popen.stdout is not None  # noqa: S101 (for mypy: it was asked for)
-        descriptor = self.popen.stdout.fileno()
+        descriptor = self.started.output
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         rest = b""
         while True:
             # The pipe may outlive the process: something that left its group can hold it open.
-            ended = self.popen.poll() is not None
+            ended = self.started.poll() is not None
             if not poll.poll(500):
                 if ended:
                     break

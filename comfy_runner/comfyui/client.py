@@ -1,79 +1,39 @@
 """ComfyUI's HTTP and WebSocket interface, as far as one run needs it; facts are those of 0.30.0."""
 
+import contextlib
+import http.client
 import json
-import socket
 import threading
-import time
 import uuid
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
 from typing import Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
-import requests
-import websocket
-
+from comfy_runner.comfyui.wire import (
+    CONNECT_TIMEOUT,
+    TICK,
+    Answer,
+    Disconnected,
+    Http,
+    Message,
+    Messages,
+    listen,
+    parsed,
+)
 from comfy_runner.errors import InvalidWorkflow, MachineError, Problem
-from comfy_runner.fetch.transport import interruptible_session
 
-Message = dict[str, Any] | bytes
-"""A JSON message with `type` and `data`, or a binary frame: 4 bytes of kind, big-endian, first."""
+__all__ = ["ComfyClient", "Disconnected", "Message", "Messages"]
 
-CONNECT_TIMEOUT = 3.0  # seconds
-READ_TIMEOUT = 5.0
+READ_TIMEOUT = 5.0  # seconds
 SLOW_READ_TIMEOUT = 120.0
 """Seconds for answers that need work: validation reads every input file of the prompt."""
 
-SKIPPED = b'{"type": "progress_state"'
-"""Begin of messages that repeat the state of all nodes: 18 MB in a run of 300 nodes."""
-
-
-class Disconnected(ConnectionError):
-    """The server closed the connection, refused it, or gave no answer in time."""
-
-
-class Messages:
-    """The messages of one run, in order; for one thread at a time. Close it, or use `with`."""
-
-    def __init__(self, opened: websocket.WebSocket) -> None:
-        self._socket = opened
-
-    def receive(self, timeout: float) -> Message | None:
-        """The next message; None when none came within `timeout` seconds.
-
-        A frame that has come in part is kept and completed by a later call. `progress_state`
-        messages are left out.
-
-        Raises: `Disconnected` when the socket is closed. `MachineError` for text that is no JSON.
-        """
-        deadline = time.monotonic() + timeout
-        while True:
-            # 0 would mean "do not block" to the socket, which websocket-client takes for an error
-            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
-            try:
-                kind, payload = self._socket.recv_data()
-            except websocket.WebSocketTimeoutException:
-                return None
-            except (OSError, websocket.WebSocketException) as err:
-                raise Disconnected(f"ComfyUI's socket broke: {err}") from err
-            match kind:
-                case websocket.ABNF.OPCODE_BINARY:
-                    return bytes(payload)
-                case websocket.ABNF.OPCODE_CLOSE:
-                    raise Disconnected("ComfyUI closed the socket.")
-            if not payload.startswith(SKIPPED):
-                return parsed(payload)
-            if time.monotonic() >= deadline:
-                return None
-
-    def close(self) -> None:
-        """Close the socket; a run that goes on does so unheard."""
-        self._socket.shutdown()  # type: ignore[no-untyped-call]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+KEPT = 30.0
+"""Seconds that a WebSocket is kept for the next run. What node packs send to everybody meanwhile
+is held by ComfyUI until somebody reads it (server.py publish_loop)."""
 
 
 class ComfyClient:
@@ -88,15 +48,25 @@ class ComfyClient:
 
         `token` is that of `ComfyProcess`, without which our ComfyUI answers nothing.
         """
-        self.base_url = base_url.rstrip("/")
+        self._place = urlsplit(base_url).netloc
         self._authorization = {"Authorization": f"Bearer {token}"} if token else {}
-        # A cancel must get through while ComfyUI keeps an answer back.
-        self._session = interruptible_session(threading.Event())
-        self._session.trust_env = False  # no proxy stands between us and our own child
+        self._http = Http(self._place, self._authorization)
+        self._kept: deque[Messages] = deque()
+        """The connection that waits for the next run, if any; whoever takes it out owns it."""
+        self._ended: SimpleQueue[tuple[str, Future[None]] | None] = SimpleQueue()
+        """The ids of runs to forget, then None."""
+        self._forgetting: Future[None] | None = None
+        """Done when the last run is forgotten, or ComfyUI did not do so."""
+        self._caretaker: threading.Thread | None = None
 
     def close(self) -> None:
-        """Close the connections that are kept open."""
-        self._session.close()
+        """Close the connections that are kept open, once the last run is forgotten."""
+        if self._caretaker is not None:
+            self._ended.put(None)
+            self._caretaker.join()
+            self._caretaker = None
+        self._close_kept()
+        self._http.close()
 
     def __enter__(self) -> Self:
         return self
@@ -115,38 +85,95 @@ class ComfyClient:
         """Whether the thread that runs prompts is there; without it all prompts wait for ever."""
         return bool(self._get("/comfy_runner/health", CONNECT_TIMEOUT)["worker_alive"])
 
-    def connect(self, run_id: str) -> Messages:
-        """The messages of the run that is submitted with this id afterwards.
+    def connect(self, client_id: str) -> Messages:
+        """The messages of the runs that are submitted for this client afterwards.
 
-        Only one connection at a time may be open for a run: closing an older one silences the
-        newer one.
+        Only one connection at a time may be open for a client: closing an older one silences the
+        newer one (server.py websocket_handler).
         """
-        address = urlsplit(self.base_url)
-        url = address._replace(scheme="ws", path="/ws", query=f"clientId={quote(run_id, safe='')}")
-        try:
-            # Opened here, because websocket-client would go through the environment's proxy.
-            connection = socket.create_connection(
-                (address.hostname or "", address.port or 80), CONNECT_TIMEOUT
-            )
-            opened = websocket.create_connection(
-                url.geturl(),
-                timeout=CONNECT_TIMEOUT,
-                socket=connection,
-                header=self._authorization,
-                suppress_origin=True,  # it is a browser's word for which page asks
-                skip_utf8_validation=True,
-            )
-        except (OSError, websocket.WebSocketException) as err:
-            raise Disconnected(f"ComfyUI takes no socket: {err}") from err
-        return Messages(opened)
+        return listen(self._place, client_id, self._authorization)
+
+    def listen(self) -> Messages:
+        """The messages of the runs that are submitted for its `client_id` afterwards.
+
+        It is the connection that `after_run` has kept, unless that broke since; what came before
+        is left out. The caller has it for himself until he closes it or gives it to `after_run`.
+        """
+        with contextlib.suppress(IndexError):  # the caretaker may be quicker
+            kept = self._kept.pop()
+            try:
+                kept.drain()
+            except Disconnected:
+                kept.close()
+            else:
+                return kept
+        # A name of its own: ComfyUI may not have noticed yet that the one before is closed.
+        return self.connect(uuid.uuid4().hex)
+
+    def after_run(self, run_id: str, messages: Messages | None = None) -> None:
+        """Have the run, which has ended, forgotten in the background; `settle` tells how that went.
+
+        `messages` is a connection that has told all about it, to be kept for the next run.
+        """
+        if messages is not None:
+            self._close_kept()
+            self._kept.append(messages)
+        if self._caretaker is None:
+            # A daemon, because atexit functions, which end ComfyUI, run after all other threads.
+            caretaker = threading.Thread(target=self._care, name="comfyui-care", daemon=True)
+            caretaker.start()
+            self._caretaker = caretaker
+        # In this order: Cog's cancel may strike anywhere, and what nobody does is not waited for.
+        forgetting: Future[None] = Future()
+        self._ended.put((run_id, forgetting))
+        self._forgetting = forgetting
+
+    def settle(self) -> None:
+        """Wait until the last run is forgotten, so that nothing of it meets the next one.
+
+        Raises: `Disconnected` and `MachineError` when ComfyUI did not forget it.
+        """
+        while self._forgetting is not None:
+            with contextlib.suppress(TimeoutError):
+                self._forgetting.result(TICK)
+                self._forgetting = None
+
+    def _care(self) -> None:
+        """Forget the runs that have ended, and let go of a connection that waits for too long."""
+        patience: float | None = KEPT
+        while True:
+            try:
+                ended = self._ended.get(timeout=patience)
+            except Empty:
+                self._close_kept()
+                patience = None
+                continue
+            if ended is None:
+                return
+            run_id, done = ended
+            patience = KEPT
+            try:
+                self.forget(run_id)
+            except (Disconnected, MachineError) as err:
+                done.set_exception(err)
+            else:
+                done.set_result(None)
+
+    def _close_kept(self) -> None:
+        with contextlib.suppress(IndexError):
+            self._kept.pop().close()
 
     def submit(
         self,
         workflow_json: Mapping[str, Any],
         run_id: str,
         extra_data: Mapping[str, Any] | None = None,
+        *,
+        client_id: str | None = None,
     ) -> None:
-        """Queue the workflow (API format) as prompt `run_id`, for the socket of that name.
+        """Queue the workflow (API format) as prompt `run_id`.
+
+        Its messages go to the client of the given name, by default that of the run's own name.
 
         Raises: `InvalidWorkflow` with every problem that ComfyUI sees. Then nothing is left in the
         queue. `ValueError` when `run_id` is no UUID in lower case.
@@ -155,34 +182,32 @@ class ComfyClient:
             raise ValueError(f"{run_id!r} is not a UUID as ComfyUI takes it")
         body = {
             "prompt": workflow_json,
-            "client_id": run_id,
+            "client_id": run_id if client_id is None else client_id,
             "prompt_id": run_id,
             "extra_data": extra_data or {},
         }
-        response = self._request("POST", "/prompt", SLOW_READ_TIMEOUT, body)
-        if response.status_code == requests.codes.request_entity_too_large:
+        answer = self._ask("POST", "/prompt", SLOW_READ_TIMEOUT, body)
+        if answer.status == http.client.REQUEST_ENTITY_TOO_LARGE:
             what = "It is larger than ComfyUI takes."
             raise InvalidWorkflow([Problem("too_large", what)])
-        if response.status_code not in (requests.codes.ok, requests.codes.bad_request):
-            raise unexpected(response)
-        problems = tuple(problems_of(parsed(response.content), workflow_json))
-        if response.ok and problems:
+        if answer.status not in (http.client.OK, http.client.BAD_REQUEST):
+            raise unexpected(answer)
+        problems = tuple(problems_of(parsed(answer.content), workflow_json))
+        if answer.ok and problems:
             # The outputs that are valid would run; half a result is not what was asked for.
             self.cancel(run_id)
         if problems:
             raise InvalidWorkflow(problems)
-        if not response.ok:
-            raise unexpected(response)
+        if not answer.ok:
+            raise unexpected(answer)
 
     def cancel(self, run_id: str) -> bool:
         """Take a waiting run out of the queue or interrupt a running one; whether there was one.
 
         A running node stops when it next looks, which some never do.
         """
-        response = self._request("POST", f"/api/jobs/{run_id}/cancel", READ_TIMEOUT, {})
-        if not response.ok:
-            raise unexpected(response)
-        return bool(parsed(response.content)["cancelled"])
+        answer = self._done("POST", f"/api/jobs/{run_id}/cancel", None, {})
+        return bool(parsed(answer)["cancelled"])
 
     def history(self, run_id: str) -> dict[str, Any] | None:
         """`{prompt, outputs, status, meta}` of a run that has ended; None before, or if unknown."""
@@ -200,7 +225,7 @@ class ComfyClient:
 
     def free(self) -> None:
         """Let the server drop its models and cached results once the current run is over."""
-        self._post("/free", {"unload_models": True, "free_memory": True})
+        self._done("POST", "/free", None, {"unload_models": True, "free_memory": True})
 
     def devices(self) -> tuple[Mapping[str, Any], ...]:
         """What ComfyUI computes on, the main one first: `name`, and in bytes `vram_total` and
@@ -209,54 +234,30 @@ class ComfyClient:
 
     def forget(self, run_id: str) -> None:
         """Delete the run from the history; an unknown one is no error."""
-        self._post("/history", {"delete": [run_id]})
+        self._done("POST", "/history", None, {"delete": [run_id]})
 
-    def _get(self, path: str, timeout: float = READ_TIMEOUT) -> dict[str, Any]:
-        response = self._request("GET", path, timeout)
-        if not response.ok:
-            raise unexpected(response)
-        return parsed(response.content)
+    def _get(self, path: str, timeout: float | None = None) -> dict[str, Any]:
+        return parsed(self._done("GET", path, timeout))
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> None:
-        response = self._request("POST", path, READ_TIMEOUT, body)
-        if not response.ok:
-            raise unexpected(response)
+    def _done(
+        self, method: str, path: str, timeout: float | None, body: Mapping[str, Any] | None = None
+    ) -> bytes:
+        """What ComfyUI answers when it has done what it was asked."""
+        answer = self._ask(method, path, READ_TIMEOUT if timeout is None else timeout, body)
+        if not answer.ok:
+            raise unexpected(answer)
+        return answer.content
 
-    def _request(
+    def _ask(
         self, method: str, path: str, timeout: float, body: Mapping[str, Any] | None = None
-    ) -> requests.Response:
-        try:
-            return self._session.request(
-                method,
-                self.base_url + path,
-                data=None if body is None else json.dumps(body).encode(),
-                headers={"Content-Type": "application/json", **self._authorization},
-                timeout=(CONNECT_TIMEOUT, timeout),
-                allow_redirects=False,
-            )
-        except requests.Timeout as err:
-            raise Disconnected(f"ComfyUI did not answer {method} {path} in time.") from err
-        except requests.RequestException as err:
-            raise Disconnected(f"ComfyUI cannot be reached: {err}") from err
+    ) -> Answer:
+        content = b"" if body is None else json.dumps(body).encode()
+        return self._http.ask(method, path, timeout, content)
 
 
-def parsed(text: bytes) -> dict[str, Any]:
-    """The JSON object in `text`. Raises: `MachineError`."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as err:
-        raise MachineError(f"ComfyUI sent something that is no JSON: {text[:100]!r}") from err
-    if not isinstance(value, dict):
-        raise MachineError(f"ComfyUI sent something that is no JSON object: {text[:100]!r}")
-    return value
-
-
-def unexpected(response: requests.Response) -> MachineError:
+def unexpected(answer: Answer) -> MachineError:
     """The error for an answer that should not come."""
-    path = urlsplit(response.url).path
-    return MachineError(
-        f"ComfyUI answered {response.request.method} {path} with status {response.status_code}."
-    )
+    return MachineError(f"ComfyUI answered {answer.request} with status {answer.status}.")
 
 
 def problems_of(answer: Mapping[str, Any], workflow: Mapping[str, Any]) -> Iterator[Problem]:

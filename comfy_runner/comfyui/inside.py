@@ -12,14 +12,29 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-LOADING = "comfy_runner: loading node pack "
-"""Begins a line that tells which pack is loaded from now on; none when nothing follows."""
+LOADING = "comfy_runner: loading node pack since "
+"""Begins a line that tells which pack is loaded from when on, by `time.monotonic`; none when
+nothing follows the moment."""
+
+PHASE = "comfy_runner: end of phase "
+"""Begins a line that tells which phase of a boot is over, and when, by `time.monotonic`."""
+
+IMPORT_TIMES = "COMFY_RUNNER_IMPORT_TIMES"
+"""Variable with the path of the file that tells what is imported, see `import_times`; nothing is
+measured without it."""
+
+SCRIPT = "prestartup_script.py"
+"""What ComfyUI runs of each pack before it imports torch."""
+
+READY = "ready"
+"""The last phase: from its end on the server answers."""
 
 WORKER_DIED = 70
 """Exit code of a ComfyUI whose worker thread died; EX_SOFTWARE of sysexits.h."""
@@ -66,7 +81,8 @@ class PackTeller:
 
     def __init__(self) -> None:
         self._usual: Callable[..., Any] = importlib.util.spec_from_file_location
-        self._told = ""
+        self.told = ""
+        """The pack that is loaded now; empty when none is."""
 
     def start(self) -> None:
         """Watch from now on."""
@@ -80,16 +96,39 @@ class PackTeller:
 
     def tell(self, pack: str) -> None:
         """Say that this pack is loaded now; an empty name, that none is."""
-        if pack != self._told:
-            self._told = pack
-            say(LOADING + pack)
+        if pack != self.told:
+            self.told = pack
+            say(f"{LOADING}{time.monotonic():.3f} {pack}")
 
     def _spec(self, name: str, location: Any = None, **more: Any) -> Any:
-        if location is not None:
-            pack = pack_of(Path(location))
-            if pack:
-                self.tell(pack)
-        return self._usual(name, location, **more)
+        pack = "" if location is None else pack_of(Path(location))
+        if pack:
+            self.tell(pack)
+        spec = self._usual(name, location, **more)
+        if pack and Path(location).name == SCRIPT and spec is not None and spec.loader is not None:
+            spec.loader = ScriptLoader(spec.loader, self)
+        return spec
+
+
+class ScriptLoader:
+    """Runs a prestartup script as `loader` does, and tells its end: what comes next is ComfyUI."""
+
+    def __init__(self, loader: Any, teller: PackTeller) -> None:
+        self.loader = loader
+        self.teller = teller
+        self.create_module = loader.create_module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the script under its real loader."""
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
+        module.__loader__ = self.loader
+        try:
+            self.loader.exec_module(module)
+        except Exception:  # which main.py logs; anything else ends the boot, in this pack
+            self.teller.tell("")
+            raise
+        self.teller.tell("")
 
 
 def pack_of(file: Path) -> str:
@@ -129,6 +168,22 @@ def explain_on_request() -> None:
     The lines are `faulthandler`'s.
     """
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
+
+
+def keep_states(progress: ModuleType) -> None:
+    """Have the states of all nodes not sent with each step of one: only an editor shows them.
+
+    They are 18 MB for a chain of 300 nodes. What one node's progress is goes by other messages.
+    """
+    handler = progress.WebUIProgressHandler
+    if not callable(handler._send_progress_state):  # noqa: SLF001 - or it has another name now
+        raise TypeError("WebUIProgressHandler._send_progress_state is no function")
+    handler._send_progress_state = lambda *_: None  # noqa: SLF001
+
+
+def tell_phase(name: str) -> None:
+    """Say that this phase of the boot ends now, and the next one begins."""
+    say(f"{PHASE}{name} {time.monotonic():.3f}")
 
 
 def say(text: str) -> None:

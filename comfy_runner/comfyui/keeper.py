@@ -44,6 +44,8 @@ class Keeper:
         """When it was started last, by `time.monotonic`."""
         self._unwatched = False
         """Whether it boots and nobody waits for it."""
+        self._most_memory = 0
+        """Bytes that it may hold where no limit is set, as of its last boot; 0: not known."""
         self._lock = threading.Lock()
         """For what `health` changes."""
 
@@ -129,7 +131,7 @@ class Keeper:
         else:
             self.occupied = False
             most = self.process.config.max_child_memory
-            limit = most or int((memory.available() or 0) * MEMORY_SHARE)
+            limit = most or self._most_memory
             held = None if replaced else self.process.memory()
             if held is not None and 0 < limit < held:
                 figures = f"{memory.figure(held)} of {memory.figure(limit)}"
@@ -180,6 +182,7 @@ class Keeper:
             )
             if is_ready:
                 self._phase = "ready"
+                self._most_memory = int((memory.available() or 0) * MEMORY_SHARE)
         except StartFailed as err:
             with self._lock:
                 self._fail(str(err))

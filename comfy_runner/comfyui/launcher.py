@@ -12,6 +12,7 @@ GET /comfy_runner/catalog   see `catalog`
 """
 
 import functools
+import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -35,24 +36,47 @@ log = logging.getLogger("comfy_runner")
 
 def main(tree: str, digest: str, arguments: Sequence[str]) -> None:
     """Run ComfyUI with the given arguments until it ends."""
-    inside, speed = beside("inside"), beside("speed")
+    # Nothing is garbage while modules are loaded, and looking for it takes a tenth of the boot.
+    gc.disable()
+    inside, speed, lazy = beside("inside"), beside("speed"), beside("lazy")
+    inside.tell_phase("interpreter")
     inside.explain_on_request()
     inside.end_with_worker()
+    if lazy.is_wanted():
+        lazy.postpone(tree, arguments)
     packs = inside.PackTeller()
     packs.start()
+    meter = None
+    if written := os.environ.get(inside.IMPORT_TIMES):
+        meter = beside("import_times").Meter(written, tree, packs, lazy.DEFERRED)
+        meter.start()
 
     def when_loaded(server: ModuleType, app: Any) -> None:
         packs.stop()
+        inside.tell_phase("nodes")
+        if meter is not None:
+            meter.stop()
+        lazy.postpone_no_more()
         settings = os.environ.get(speed.VARIABLE, "").split(",")
         if any(settings):
             speed.tune(sys.modules["torch"], settings)
             log.info("torch computes with %s", ", ".join(settings))
         inside.lock(server, app, digest)
+        # What is there now stays. ComfyUI looks for garbage after its first prompt, and would hold
+        # the interpreter for 0.4 s while the prompt's last messages are to be sent.
+        gc.freeze()
+        gc.enable()
 
     hooks: dict[str, Callable[[ModuleType], None]] = {
-        # The first module after the prestartup scripts: the rest of it is no pack's fault.
-        "comfy.memory_management": lambda _: packs.tell(""),
-        "server": functools.partial(extend_server, when_loaded=when_loaded),
+        "comfy_execution.progress": inside.keep_states,
+        "torch": lambda _: inside.tell_phase("torch"),
+        "server": functools.partial(
+            extend_server,
+            when_loaded=when_loaded,
+            when_ready=functools.partial(inside.tell_phase, inside.READY),
+        ),
+        # The last one that main.py imports before it starts.
+        "hook_breaker_ac10a0": lambda _: inside.tell_phase("ComfyUI"),
         "app.frontend_management": spare_browser_packages,
     }
     main_program = str(Path(tree) / "main.py")
@@ -101,42 +125,58 @@ class HookedLoader(importlib.abc.Loader):
 
 
 def beside(name: str) -> Any:
-    """A module of this folder, under a name that neither ComfyUI nor a pack has."""
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"comfy_runner_{name}", path)
-    assert spec is not None and spec.loader is not None  # noqa: PT018, S101 (it ends with .py)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """A module of this folder, always the same, under a name that nobody else has."""
+    full_name = f"comfy_runner_{name}"
+    if full_name not in sys.modules:
+        path = Path(__file__).with_name(f"{name}.py")
+        spec = importlib.util.spec_from_file_location(full_name, path)
+        assert spec is not None and spec.loader is not None  # noqa: PT018, S101 (it ends with .py)
+        sys.modules[full_name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[full_name])
+    return sys.modules[full_name]
 
 
-def extend_server(server: ModuleType, when_loaded: Callable[[ModuleType, Any], None]) -> None:
+def extend_server(
+    server: ModuleType,
+    when_loaded: Callable[[ModuleType, Any], None],
+    when_ready: Callable[[], None],
+) -> None:
     """Make ComfyUI's server module add our routes to its own.
 
-    `when_loaded` is called with the module and the application before any route is added.
+    `when_loaded` is called with the module and the application before any route is added,
+    `when_ready` as soon as the server listens.
     """
     probe = Probe(sys.modules["folder_paths"])
     add_routes = server.PromptServer.add_routes
+    listen = server.PromptServer.start_multi_address
     web = server.web
 
     def add_all_routes(self: Any) -> None:
         # main.py comes here when every node is loaded, but before it opens the port and starts
-        # the worker: nothing else runs, so the probe disturbs nobody.
+        # the worker.
         when_loaded(server, self.app)
-        body = json.dumps(catalog(probe)).encode()
+
+        @functools.cache
+        def known() -> bytes:
+            return json.dumps(catalog(probe)).encode()
 
         async def health(_: Any) -> Any:
             told = {"worker_alive": worker_alive(), "guard": os.getppid(), "pid": os.getpid()}
             return web.json_response(told)
 
         async def nodes_and_models(_: Any) -> Any:
-            return web.Response(body=body, content_type="application/json")
+            return web.Response(body=known(), content_type="application/json")
 
         self.routes.get("/comfy_runner/health")(health)
         self.routes.get("/comfy_runner/catalog")(nodes_and_models)
         add_routes(self)
 
+    async def listen_and_tell(self: Any, *arguments: Any, **keywords: Any) -> None:
+        await listen(self, *arguments, **keywords)
+        when_ready()
+
     server.PromptServer.add_routes = add_all_routes
+    server.PromptServer.start_multi_address = listen_and_tell
 
 
 def spare_browser_packages(management: ModuleType) -> None:

@@ -15,12 +15,15 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from comfy_runner.comfyui import arguments, memory, speed
-from comfy_runner.comfyui.child import Child
+from comfy_runner.comfyui import arguments, forking, lazy, memory, speed
+from comfy_runner.comfyui.child import Child, Guarded
 from comfy_runner.comfyui.device import choose_device
-from comfy_runner.comfyui.inside import digest
+from comfy_runner.comfyui.forking import Forked
+from comfy_runner.comfyui.inside import IMPORT_TIMES, READY, digest
+from comfy_runner.comfyui.phases import Phase, boot_phases
 from comfy_runner.config import Config
 from comfy_runner.errors import Crashed, StartFailed, describe_exit
 
@@ -28,6 +31,12 @@ log = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
 PORT_ATTEMPTS = 4
+
+ASK_AFTER = 1.0
+"""Seconds without a word from a booting ComfyUI after which it is asked."""
+
+MOMENT = 0.05
+"""Seconds between the word of a ComfyUI and what it is about, where it is not at once."""
 
 PASSED_ON = re.compile(
     "PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TEMP|TMP|LD_LIBRARY_PATH|LD_PRELOAD"
@@ -82,6 +91,9 @@ class ComfyProcess:
         """`cpu` or `cuda`; empty before the first start."""
         self.low_memory = False
         """Whether ComfyUI was started to use as little GPU memory as it can; slow."""
+        self.import_times: Path | None = None
+        """File into which a start writes what it imports, see `import_times.read`. None: it does
+        not; else it is not forked."""
         self.token = ""
         """What every request must carry, a new one for each start; the child does not know it."""
         self.comfyui_pid: int | None = None
@@ -92,6 +104,14 @@ class ComfyProcess:
         self._lock = threading.RLock()
         self._child: Child | None = None
         self._wanted = False
+        self._began = 0.0
+        """When the last start began, by `time.monotonic`."""
+        self._cut_short = False
+        """Whether the last start was lazy or forked."""
+        self._plain = False
+        """Whether no other start is to be so, since one failed."""
+        self._forks = config.fork_server and sys.platform == "linux"
+        """Whether it may be forked; no longer when that could not even be asked for."""
 
     @property
     def base_url(self) -> str:
@@ -102,25 +122,41 @@ class ComfyProcess:
     def alive(self) -> bool:
         """Whether the process runs; it may still be starting."""
         child = self._child
-        return child is not None and child.popen.poll() is None
+        return child is not None and child.started.poll() is None
 
     @property
     def exit_code(self) -> int | None:
         """How the last process ended, negative for a signal; None while it runs or before."""
         child = self._child
-        return None if child is None else child.popen.poll()
+        return None if child is None else child.started.poll()
 
     @property
     def pid(self) -> int | None:
-        """Process id of the guard, which has ComfyUI as its child; None before the first start."""
-        return None if self._child is None else self._child.popen.pid
+        """Process id of what ends with ComfyUI, its guard or itself; None before there is one."""
+        return None if self._child is None else self._child.started.pid or None
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of the last start that are over, in their order, with its node packs.
+
+        `interpreter` lasts until ComfyUI's process runs our launcher, `torch` until that is
+        imported, which what is forked has behind it; `ComfyUI` until all of it is imported, `nodes`
+        until all node classes are there, `ready` until it answers.
+        """
+        child = self._child
+        return () if child is None else boot_phases(self._began, child.phases, child.packs)
+
+    @property
+    def has_failed_shortened(self) -> bool:
+        """Whether a lazy or forked start has failed, so that none is tried any more."""
+        return self._plain
 
     def tail(self, count: int = 20) -> tuple[str, ...]:
         """The last lines that ComfyUI printed, oldest first, at most 200; see `forget_lines`."""
         child = self._child
         if child is None:
             return ()
-        if child.popen.poll() is not None:
+        if child.started.poll() is not None:
             child.finish_reading()
         return tuple(child.lines)[-count:]
 
@@ -133,7 +169,7 @@ class ComfyProcess:
         if child is None:
             return True
         try:
-            child.popen.wait(timeout)
+            child.started.wait(timeout)
         except subprocess.TimeoutExpired:
             return False
         return True
@@ -151,7 +187,7 @@ class ComfyProcess:
         child = self._child
         if child is None:
             return Crashed(None, (), when)
-        exit_code = child.popen.poll()
+        exit_code = child.started.poll()
         if exit_code is not None:
             child.finish_reading()
         return Crashed(exit_code, child.last_words(), when + self._killer(child, exit_code))
@@ -210,19 +246,26 @@ class ComfyProcess:
             child = self._child
             if child is None:
                 raise StartFailed("ComfyUI was not started.")
-            try:
-                exit_code = child.popen.wait(0.05)
-            except subprocess.TimeoutExpired:
+            # It says when it is ready; one that cannot is asked now and then.
+            now = time.monotonic()
+            said = child.spoke.wait(max(0.0, min(ASK_AFTER, deadline - now, until - now)))
+            exit_code = child.started.poll()
+            if exit_code is None:
                 if self._answers(child):
+                    child.spoke.wait(MOMENT)  # its word may not have been read yet
                     return True
                 now = time.monotonic()
                 if now > deadline:
                     calls = child.stack("<module>") if self.alive else ()
                     self.stop()
+                    self._plain |= self._cut_short and not self._has_been_ready(child)
                     what = f"ComfyUI did not answer within {timeout:.0f} s."
                     self._fail(child, what, calls)
                 if now > until:
                     return False
+                if said:
+                    with suppress(subprocess.TimeoutExpired):
+                        child.started.wait(MOMENT)
                 continue
             child.finish_reading()
             with self._lock:
@@ -234,6 +277,17 @@ class ComfyProcess:
                 if attempt < PORT_ATTEMPTS and any(taken in line for line in child.lines):
                     log.warning("port %d was taken while ComfyUI started; once more", self.port)
                     attempt += 1
+                    self._spawn()
+                    continue
+                if self._cut_short and not self._has_been_ready(child):
+                    self._plain = True
+                    last = "".join(f" Its last line: {line}" for line in child.last_words(1))
+                    log.warning(
+                        "ComfyUI ended while it booted in a shortened way (%s).%s It boots as"
+                        " usual from now on.",
+                        describe_exit(exit_code),
+                        last,
+                    )
                     self._spawn()
                     continue
             how = f"{self._killer(child, exit_code)} ({describe_exit(exit_code)})."
@@ -262,11 +316,40 @@ class ComfyProcess:
             self.token = secrets.token_urlsafe(32)
             self.comfyui_pid = None
             self._kills = memory.kills()
-            passed = child_environment(self._environment, hub=self.config.hub_at_run_time)
-            ours = speed.variables(self.config.cache, self.config.torch)
-            self._child = Child(self._command(), self.config.comfyui, {**ours, **passed})
+            self._began = time.monotonic()
+            self._child = Child(self._launch())
         except OSError as err:
             raise StartFailed(f"ComfyUI could not be started: {err}") from err
+
+    def _launch(self) -> Guarded | Forked:
+        """A new ComfyUI, in the shortest way that is allowed. Raises: `OSError`."""
+        config, tree = self.config, self.config.comfyui
+        passed = child_environment(self._environment, hub=config.hub_at_run_time)
+        ours = speed.variables(config.cache, config.torch)
+        is_lazy = config.lazy_boot and not self._plain
+        if is_lazy:
+            passed[lazy.VARIABLE] = "1"
+        environment = {**ours, **passed}
+        if self.import_times is not None:
+            environment[IMPORT_TIMES] = str(self.import_times.absolute())
+        known, arguments = digest(self.token), self._arguments()
+        self._cut_short = is_lazy
+        # What main.py sets before torch is imported is for GPUs, and CUDA does not outlive a fork.
+        may_fork = self._forks and self.import_times is None and not self._plain
+        if may_fork and self.device == "cpu":
+            # What else is ours is read later, if at all, and need not be the same for all.
+            later = (*speed.CACHES, speed.VARIABLE)
+            early = {name: each for name, each in environment.items() if name not in later}
+            try:
+                forked = forking.fork(early, environment, tree, known, arguments)
+            except OSError as err:
+                log.warning("ComfyUI is started without a fork server from now on: %s", err)
+                self._forks = False
+            else:
+                self._cut_short = True
+                return forked
+        launcher = (str(HERE / "launcher.py"), str(tree), known)
+        return Guarded([sys.executable, "-P", *launcher, *arguments], tree, environment)
 
     def _prepare_folders(self) -> None:
         # Without custom_nodes ComfyUI 0.30 ends at once (main.py execute_prestartup_script).
@@ -282,10 +365,8 @@ class ComfyProcess:
     def _paths_file(self) -> Path:
         return self.folder / "model_paths.yaml"
 
-    def _command(self) -> list[str]:
-        launcher = (str(HERE / "launcher.py"), str(self.config.comfyui), digest(self.token))
+    def _arguments(self) -> list[str]:
         return [
-            *(sys.executable, "-P", *launcher),
             *("--base-directory", str(self.folder)),
             *("--models-directory", str(self.config.models.absolute())),
             *("--extra-model-paths-config", str(self._paths_file)),
@@ -315,12 +396,17 @@ class ComfyProcess:
             return False
         finally:
             connection.close()
-        # Another ComfyUI may have got the port: ours has the guard as its parent.
+        # Another ComfyUI may have got the port: the parent of ours is known.
         match health:
-            case {"worker_alive": True, "guard": child.popen.pid}:
+            case {"worker_alive": True, "guard": child.started.parent}:
                 self.comfyui_pid = health.get("pid")
                 return True
         return False
+
+    def _has_been_ready(self, child: Child) -> bool:
+        """Whether it has booted: whatever ended it then was not the way it did so."""
+        said = any(name == READY for name, _ in child.phases)
+        return said or self.comfyui_pid is not None
 
     def _killer(self, child: Child, exit_code: int | None) -> str:
         """Who has killed the process and why, as far as that can be known; for a sentence."""

@@ -1,23 +1,27 @@
-"""The node catalog on disk, so that a workflow can be checked without a running ComfyUI."""
+"""What nodes there are, without a running ComfyUI: as it was saved, or as far as files tell."""
 
 import gzip
 import hashlib
 import json
 import logging
+import os
 import sys
 import sysconfig
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from comfy_runner.comfyui.definitions import holds_classes, sound
+from comfy_runner.comfyui.source import tree_version
 from comfy_runner.config import Config
 from comfy_runner.errors import InvalidInput, Problem
 from comfy_runner.graph.nodes import NodeCatalog
 
-LAUNCHER = Path(__file__).with_name("launcher.py")
+MAKERS = [Path(__file__).with_name(name) for name in ("launcher.py", "definitions.py")]
+"""What makes a catalog out of what ComfyUI tells."""
 
 BUILTIN = Path(__file__).with_name("core_catalog.json.gz")
 
@@ -26,13 +30,69 @@ GZIP = b"\x1f\x8b"
 KEPT = 5
 """How many catalogs are kept: a few installations may share one home."""
 
+SOURCES = (".py", ".so", ".json", ".toml", ".yaml", ".yml", ".csv")
+"""Endings of files that decide which nodes there are, and what they offer."""
+
+API_NODES = "comfy_api_nodes"
+"""Where ComfyUI has its nodes for paid services, which our ComfyUI does not load (`process`)."""
+
+TOLD = "object_info.json"
+"""In a pack's folder: its classes as `/object_info` tells them."""
+
+SHOWN_PACKS = 5
+"""How many node packs a sentence names before it only counts them."""
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of the nodes without a ComfyUI that runs."""
+
+    catalog: NodeCatalog
+    doubt: str = ""
+    """Why ComfyUI may know others, in a sentence; empty for a catalog that can be relied on."""
+
+
+def known(config: Config) -> Known:
+    """The saved catalog, or else what ComfyUI would tell as far as that is known.
+
+    These are the classes of ComfyUI 0.30.0 that the runner loads, and those of packs that tell
+    theirs in a file, `TOLD`.
+    """
+    if (saved := load(config)) is not None:
+        return Known(saved)
+    own = builtin()
+    info = {
+        name: entry
+        for name, entry in own.raw["object_info"].items()
+        if not entry["python_module"].startswith(API_NODES)
+    }
+    catalog, silent = _with_packs(NodeCatalog({**own.raw, "object_info": info}), config)
+    version, expected = tree_version(config.comfyui), own.raw["comfyui_version"]
+    doubt = ""
+    if (config.comfyui / "comfyui_version.py").is_file() and version != expected:
+        doubt = f"This is ComfyUI {version}, but the nodes known here are of {expected}."
+    elif silent:
+        more = f" and {len(silent) - SHOWN_PACKS} more" if silent[SHOWN_PACKS:] else ""
+        doubt = (
+            f"ComfyUI has not been started with {', '.join(silent[:SHOWN_PACKS])}{more} in"
+            f" {config.custom_nodes} as it is now, so the nodes in there are not known."
+        )
+    return Known(catalog, doubt)
+
+
+def offline(config: Config) -> NodeCatalog:
+    """All classes that are known without a ComfyUI that runs, its API nodes included."""
+    (catalog, _), saved = _with_packs(builtin(), config), load(config)
+    return catalog if saved is None else catalog.with_classes_of(saved)
 
 
 def load(config: Config) -> NodeCatalog | None:
     """The catalog that was saved for this very ComfyUI and these custom nodes, if there is one."""
     try:
-        raw = json.loads(gzip.decompress(_path(config).read_bytes()))
+        path = _path(config, fingerprint(config))
+        raw = json.loads(gzip.decompress(path.read_bytes()))
     except FileNotFoundError:
         return None
     except (OSError, EOFError, ValueError, zlib.error) as err:
@@ -70,13 +130,14 @@ def read(path: Path) -> NodeCatalog:
     return NodeCatalog({**(raw if "object_info" in raw else {}), "object_info": classes})
 
 
-def save(config: Config, raw: Mapping[str, Any]) -> NodeCatalog:
+def save(config: Config, raw: Mapping[str, Any], seen: str = "") -> NodeCatalog:
     """Keep what `ComfyClient.catalog()` gave; a disk that takes no file costs only time later.
 
-    Odd definitions of custom nodes are made sound.
+    `seen` is the `fingerprint` of the files that ComfyUI was started with, where they may be others
+    by now. Odd definitions of custom nodes are made sound.
     """
     raw = {**raw, "object_info": sound(raw["object_info"])}
-    catalog, path = NodeCatalog(raw), _path(config)
+    catalog, path = NodeCatalog(raw), _path(config, seen or fingerprint(config))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".catalog-", dir=path.parent) as folder:
@@ -105,37 +166,94 @@ def _age(path: Path) -> float:
     return -path.stat().st_mtime
 
 
-def _path(config: Config) -> Path:
-    return config.cache / f"catalog-{_fingerprint(config)}.json.gz"
+def _path(config: Config, seen: str) -> Path:
+    return config.cache / f"catalog-{seen}.json.gz"
 
 
-def _fingerprint(config: Config) -> str:
-    """Changes with every source file of ComfyUI and of the node packs, by size and time.
+def fingerprint(config: Config) -> str:
+    """What names the files and settings that decide which nodes there are, in 16 digits.
 
-    With the installed packages too, without which a node pack may not load, and with the launcher,
-    which asks for the catalog.
+    It changes with every source file of ComfyUI and of the node packs, by size and time; with the
+    packages that are installed, without which a pack may not load; with what makes the catalog; and
+    with the settings that nodes can look at when they tell what they offer.
     """
-    digest = hashlib.sha256(f"{sys.version} {config.comfyui_args}".encode())
-    for path in (LAUNCHER, Path(sysconfig.get_path("purelib"))):
+    settings = (config.comfyui_args, config.device, config.hub_at_run_time)
+    digest = hashlib.sha256(f"{sys.version} {settings}".encode())
+    for path in (*MAKERS, Path(sysconfig.get_path("purelib"))):
         digest.update(f"\0{path}\0{path.stat().st_mtime_ns}".encode())
     for folder in (config.comfyui, config.custom_nodes):
         # Packs are often links to where they are worked on; ComfyUI's own may lead to all weights.
-        for path in sorted(_sources(folder, follow_links=folder == config.custom_nodes)):
-            try:
-                status = path.stat()
-            except OSError:  # a link that leads nowhere
-                status = path.lstat()
-            digest.update(f"\0{path}\0{status.st_size}\0{status.st_mtime_ns}".encode())
+        follow_links = folder == config.custom_nodes
+        digest.update(f"\0{folder}".encode())
+        for path_, status in _sources(str(folder), set(), follow_links=follow_links):
+            digest.update(os.fsencode(f"\0{path_}\0{status.st_size}\0{status.st_mtime_ns}"))
     return digest.hexdigest()[:16]
 
 
-def _sources(folder: Path, *, follow_links: bool) -> Iterator[Path]:
-    seen: set[Path] = set()
-    for path, folders, names in folder.walk(follow_symlinks=follow_links):
-        real = path.resolve()
-        if real in seen:  # links may go round in circles
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__pycache__")))
-        yield from (path / name for name in names if name.endswith((".py", ".json", ".toml")))
+def _sources(
+    folder: str, seen: set[tuple[int, int]], *, follow_links: bool
+) -> Iterator[tuple[str, os.stat_result]]:
+    """Every source file below a folder and its state, in the order of their names.
+
+    Written with `os.scandir`: pathlib takes three times as long, and every command waits for it.
+    """
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        if _is_folder(entry, follow_links=follow_links):
+            if entry.name.startswith((".", "__pycache__")):
+                continue
+            if follow_links:  # links may go round in circles
+                status = entry.stat()
+                place = (status.st_dev, status.st_ino)
+                if place in seen:
+                    continue
+                seen.add(place)
+            yield from _sources(entry.path, seen, follow_links=follow_links)
+        elif entry.name.endswith(SOURCES):
+            try:
+                yield entry.path, entry.stat()
+            except OSError:  # a link that leads nowhere
+                yield entry.path, entry.stat(follow_symlinks=False)
+
+
+def _is_folder(entry: os.DirEntry[str], *, follow_links: bool) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=follow_links)
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _with_packs(catalog: NodeCatalog, config: Config) -> tuple[NodeCatalog, list[str]]:
+    """The catalog with the classes of packs that tell them, as ours does; and the other packs."""
+    silent = []
+    for pack in _packs(config):
+        try:
+            told = read(pack / TOLD) if (pack / TOLD).is_file() else None
+        except InvalidInput as err:
+            log.warning("What a node pack tells of its classes is left out: %s", err)
+            told = None
+        if told is None:
+            silent.append(pack.name)
+        else:
+            catalog = catalog.with_classes_of(told)
+    return catalog, silent
+
+
+def _packs(config: Config) -> list[Path]:
+    """The node packs that ComfyUI would load (nodes.py init_external_custom_nodes, 0.30.0).
+
+    Which of them `--whitelist-custom-nodes` names is not looked at.
+    """
+    arguments = config.comfyui_args
+    if "--disable-all-custom-nodes" in arguments and "--whitelist-custom-nodes" not in arguments:
+        return []
+    if not config.custom_nodes.is_dir():
+        return []
+    return [
+        path
+        for path in sorted(config.custom_nodes.iterdir())
+        if path.suffix != ".disabled" and (path.suffix == ".py" or (path / "__init__.py").is_file())
+    ]

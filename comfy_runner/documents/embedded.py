@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import av
-
 from comfy_runner.documents.parts import Members, Rationed, take
 from comfy_runner.documents.pictures import avif, exr, jpeg, png, webp
 from comfy_runner.graph.document import MAX_DOCUMENT_BYTES
@@ -85,6 +83,8 @@ def _streams(container_format: str) -> Reader:
     """Reads the tags of sound and video: those of the file and, as Ogg has them, its streams."""
 
     def read(file: BinaryIO) -> Members:
+        import av  # noqa: PLC0415 - a tenth of a second of each start, for sound and video only
+
         file.seek(0)
         try:
             with av.open(

@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import av
 from PIL import Image, ImageSequence
 
 from comfy_runner.runs.media import UNREADABLE
@@ -25,7 +24,6 @@ TENSORS = frozenset({".safetensors", ".latent"})
 
 BROKEN = (
     *UNREADABLE,
-    av.FFmpegError,
     RuntimeError,  # an AVIF; and its child RecursionError, for JSON that is nested too deep
     ArithmeticError,  # this and the next two: tables of a picture that contradict each other
     LookupError,
@@ -81,13 +79,18 @@ def _packets(path: Path) -> Iterator[bytes]:
 
     Equal samples from one encoder give equal packets.
     """
-    with av.open(str(path)) as container:
-        for stream in container.streams:
-            codec = stream.codec_context.name if stream.codec_context else ""
-            yield f"{stream.index} {stream.type} {codec}\n".encode()
-        for packet in container.demux():
-            yield f"{packet.stream_index} {packet.pts} {packet.size}\n".encode()
-            yield bytes(packet)
+    import av  # noqa: PLC0415 - a tenth of a second of each start, for receipts of recordings only
+
+    try:
+        with av.open(str(path)) as container:
+            for stream in container.streams:
+                codec = stream.codec_context.name if stream.codec_context else ""
+                yield f"{stream.index} {stream.type} {codec}\n".encode()
+            for packet in container.demux():
+                yield f"{packet.stream_index} {packet.pts} {packet.size}\n".encode()
+                yield bytes(packet)
+    except av.FFmpegError as err:
+        raise ValueError("it is damaged or cut off") from err
 
 
 def _tensors(path: Path) -> Iterator[bytes]:

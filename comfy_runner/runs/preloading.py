@@ -3,20 +3,22 @@
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from comfy_runner.comfyui import memory, saved_catalog
+from comfy_runner.comfyui import saved_catalog
 from comfy_runner.config import Config
 from comfy_runner.documents import source
-from comfy_runner.errors import Cancelled, ComfyRunnerError, InvalidInput, Problem
+from comfy_runner.errors import Cancelled, ComfyRunnerError, InvalidInput, Problem, TimedOut
 from comfy_runner.graph.nodes import NodeCatalog, did_you_mean
-from comfy_runner.runs.plan import needed_models
-from comfy_runner.weights.manifest import Manifest, human_size
+from comfy_runner.runs.page_cache import free_memory, read_ahead
+from comfy_runner.runs.plan import Plan, needed_models
+from comfy_runner.runs.run import Finished, Request
+from comfy_runner.weights.manifest import Manifest
 from comfy_runner.weights.progress import Downloading, Steps
-from comfy_runner.weights.store import Addressed, WeightStore
+from comfy_runner.weights.store import Addressed, Ensured, WeightStore
 from comfy_runner.weights.weight import Weight
 
 log = logging.getLogger(__name__)
@@ -26,23 +28,87 @@ SETTING = "COMFY_RUNNER_PRELOAD"
 SHARE = 0.5
 """Part of the free memory that may be filled: ComfyUI needs the rest for itself."""
 
-CHUNK = 8 * 1024**2
-"""Bytes that are read at once, between two looks whether to go on."""
-
 LINE_EVERY = 5.0
 """Least seconds between two log lines about what is fetched."""
 
-KIB = 1024
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ahead:
+    """The models of the run that is to follow, which they are fetched ahead for."""
+
+    weights: tuple[Weight, ...]
+    """What the manifest has and the disk has not."""
+    asked: tuple[Addressed, ...]
+    """What comes from addresses of the request or the workflow."""
+    present: tuple[str, ...]
+    """What is on disk, as `folder/name`: it is not to make room for the rest."""
+    credentials: Mapping[str, str]
+    """Host to token."""
+    tell: Callable[[Downloading], object]
+    """Called from another thread with how the downloads come along."""
+
+    @classmethod
+    def of(cls, plan: Plan, request: Request, tell: Callable[[Downloading], object]) -> "Ahead":
+        """All models of a plan that was made for the request without ComfyUI."""
+        return cls(
+            weights=plan.weights,
+            asked=tuple(Addressed(a.address, a.folder, a.sha256) for a in plan.asked),
+            present=plan.present,
+            credentials=request.credentials,
+            tell=tell,
+        )
+
+
+@dataclass(slots=True)
+class Brought:
+    """What was fetched ahead."""
+
+    files: int = 0
+    size: int = 0
+    """Bytes."""
+    seconds: float = 0.0
+    waited: float = 0.0
+    """Seconds that the run waited for it, with ComfyUI up."""
+
+    def counted(self, finished: Finished) -> Finished:
+        """The end of the run that it was fetched for, with it.
+
+        Its seconds count as those of the phase `fetch`, though ComfyUI started meanwhile.
+        """
+        if not self.files:
+            return finished
+        seconds = dict(finished.seconds)
+        seconds["prepare"] -= self.waited
+        seconds["fetch"] += self.seconds
+        return replace(
+            finished,
+            seconds=seconds,
+            fetched_files=finished.fetched_files + self.files,
+            fetched_bytes=finished.fetched_bytes + self.size,
+        )
 
 
 class Preloading:
-    """The models of the setting `preload`: fetched and read by a thread of its own."""
+    """The models of the setting `preload`, and those of the first run where they are known.
 
-    def __init__(self, config: Config, manifest: Manifest, store: WeightStore) -> None:
+    They are fetched and read by a thread of its own. What the setting names and does not come is
+    logged; what the run needs and does not come is the run's failure.
+    """
+
+    def __init__(
+        self, config: Config, manifest: Manifest, store: WeightStore, ahead: Ahead | None = None
+    ) -> None:
         """Nothing is done yet. Raises: `InvalidInput` for what the setting cannot mean."""
         self._config = config
         self._manifest = manifest
         self._store = store
+        self._ahead = ahead
+        self.brought = Brought()
+        """What was fetched for the first run."""
+        self._is_first = True
+        """Whether no run has come yet."""
+        self._failure: ComfyRunnerError | None = None
+        """Why not all of it came."""
         self._credentials: Mapping[str, str] = {}
         self._weights, self._workflows = _wanted(config.preload, manifest)
         self._stopped = threading.Event()
@@ -51,19 +117,40 @@ class Preloading:
 
     def start(self, credentials: Mapping[str, str]) -> None:
         """Begin, where there is anything to do; `credentials` as for `WeightStore.ensure`."""
-        if self._config.preload and self._thread is None:
+        if (self._config.preload or self._ahead) and self._thread is None:
             self._credentials = credentials
             # A daemon, since atexit functions, which stop it, run when all other threads ended.
             self._thread = threading.Thread(target=self._work, name="preload", daemon=True)
             self._thread.start()
 
     def wait_fetched(self) -> None:
-        """Return when what was missing is in place, or was found not to come, which is logged."""
-        if self._thread is not None:
+        """Return when what the setting names is in place, or was found not to come."""
+        if self._thread is not None and self._config.preload:
             self._fetched.wait()
 
+    def give_way(self, deadline: float) -> None:
+        """Read no more, since a run needs the disk; the first one gets what is fetched for it.
+
+        Raises: for the first run as `WeightStore.ensure`, and `TimedOut` when it is not all there
+        by the `deadline`, a moment of `time.monotonic`.
+        """
+        is_first, self._is_first = self._is_first, False
+        try:
+            if not is_first or self._ahead is None or self._thread is None:
+                return
+            began = time.monotonic()
+            if not self._fetched.wait(max(0.0, deadline - began)):
+                raise TimedOut(
+                    "The time for the run was over while weights were fetched; it was stopped."
+                )
+            self.brought.waited = time.monotonic() - began
+            if self._failure is not None:
+                raise self._failure
+        finally:
+            self.stop()
+
     def stop(self) -> None:
-        """Read no more: somebody else needs the disk."""
+        """Fetch and read no more."""
         self._stopped.set()
 
     def close(self) -> None:
@@ -73,23 +160,51 @@ class Preloading:
             self._thread.join()
 
     def _work(self) -> None:
-        try:
+        # Who has not asked for anything ahead need not be told how it went.
+        level = logging.INFO if self._config.preload else logging.DEBUG
+        with ExitStack() as pins:
             try:
-                paths = self._fetch()
-            finally:
-                self._fetched.set()
-            spare = free_memory()
-            report = read_ahead(paths, int((spare or 0) * SHARE), self._stopped)
-        except Cancelled:
-            log.info("Preload: it was stopped.")
-        except OSError as err:
-            log.warning("Preload: %s", err)
-        else:
-            log.info("Preload: %s", report)
+                try:
+                    labels = self._fetch_for_run(pins)
+                    catalog = saved_catalog.offline(self._config)
+                    labels += self._fetch(catalog)
+                finally:
+                    self._fetched.set()
+                paths = [path for label in labels for path in self._files(label, catalog)]
+                report = read_ahead(paths, int((free_memory() or 0) * SHARE), self._stopped)
+            except Cancelled:
+                log.log(level, "Preload: it was stopped.")
+            except OSError as err:
+                log.warning("Preload: %s", err)
+            else:
+                log.log(level, "Preload: %s", report)
 
-    def _fetch(self) -> list[Path]:
-        """Fetch what is missing; the files of all models that are there then, in their order."""
-        catalog = _catalog(self._config)
+    def _fetch_for_run(self, pins: ExitStack) -> list[str]:
+        """Fetch what the first run lacks, and hold what it needs with `pins`; all as labels."""
+        ahead = self._ahead
+        if ahead is None:
+            return []
+        began = time.monotonic()
+        try:
+            pins.enter_context(self._store.in_use(ahead.present))
+            ensured = self._ensured(
+                ahead.weights, ahead.asked, ahead.credentials, ahead.tell, pins=pins
+            )
+        except Cancelled:
+            raise
+        except ComfyRunnerError as err:
+            self._failure = err
+            return []
+        seconds = time.monotonic() - began
+        self.brought = Brought(ensured.files, ensured.size, seconds)
+        return [
+            *ahead.present,
+            *(weight.label for weight in ahead.weights),
+            *_made(ensured),
+        ]
+
+    def _fetch(self, catalog: NodeCatalog) -> list[str]:
+        """Fetch what the setting names and is missing; all models of it, in their order."""
         weights, labels = dict.fromkeys(self._weights), dict[str, None]()
         addressed: dict[Addressed, None] = {}
         for path in self._workflows:
@@ -112,22 +227,33 @@ class Preloading:
             raise
         except ComfyRunnerError:
             made = self._ensure_each(weights, addressed)  # one that does not come ends all others
-        labels |= dict.fromkeys([*(weight.label for weight in weights), *made])
-        return [path for label in labels for path in self._files(label, catalog)]
+        return list(labels | dict.fromkeys([*(weight.label for weight in weights), *made]))
 
     def _ensure(
         self, weights: Mapping[Weight, None], addressed: Mapping[Addressed, None]
     ) -> list[str]:
         """Have them in place; what those with an address are called then, as `folder/name`."""
+        tell = TellDownloads("Preload").tell
+        return _made(self._ensured([*weights], [*addressed], self._credentials, tell))
+
+    def _ensured(
+        self,
+        weights: Collection[Weight],
+        addressed: Collection[Addressed],
+        credentials: Mapping[str, str],
+        tell: Callable[[Downloading], object],
+        pins: ExitStack | None = None,
+    ) -> Ensured:
         fetching = self._store.ensure(
-            weights, addressed, credentials=self._credentials, cancelled=self._stopped
+            weights, addressed, credentials=credentials, cancelled=self._stopped, pins=pins
         )
         with closing(fetching):
             steps = Steps(fetching)
-            told = TellDownloads("Preload")
             for update in steps:
-                told.tell(update)
-        return [f"{wanted.folder}/{name}" for wanted, name in steps.result.names.items()]
+                tell(update)
+        for note in steps.result.notes:
+            log.info("%s", note)
+        return steps.result
 
     def _ensure_each(
         self, weights: Mapping[Weight, None], addressed: Mapping[Addressed, None]
@@ -179,70 +305,9 @@ class TellDownloads:
         log.info("%s: fetching %s: %s", self._task, update.name, update)
 
 
-@dataclass(frozen=True, slots=True)
-class ReadAhead:
-    """What `read_ahead` did."""
-
-    files: int
-    """Files that were read to their end."""
-    size: int
-    """Bytes that were read."""
-    seconds: float
-    too_big: tuple[str, ...] = ()
-    """Names of the files that would have taken more memory than was allowed."""
-    stopped: bool = False
-    """Whether it ended before it was through."""
-
-    def __str__(self) -> str:
-        text = f"{self.files} file{'s' * (self.files != 1)}, {human_size(self.size)}"
-        text += f", read into the page cache in {self.seconds:.1f} s"
-        if self.stopped:
-            text += ", until it was stopped"
-        if self.too_big:
-            text += f"; left out, for they would take too much memory: {', '.join(self.too_big)}"
-        return f"{text}."
-
-
-def read_ahead(paths: Iterable[Path], limit: int, stopped: threading.Event) -> ReadAhead:
-    """Read files so that the system keeps them in its page cache, at most `limit` bytes of them.
-
-    A file is read whole or, where it does not fit any more, not at all; one that is named twice
-    counts once. What cannot be read is logged. Setting `stopped` ends it within a `CHUNK`.
-    """
-    began = time.monotonic()
-    buffer = bytearray(CHUNK)
-    files = size = 0
-    too_big = []
-    for path in dict.fromkeys(path.resolve() for path in paths):
-        try:
-            with path.open("rb", buffering=0) as file:
-                if size + path.stat().st_size > limit:
-                    too_big.append(path.name)
-                    continue
-                while not stopped.is_set() and (count := file.readinto(buffer)):
-                    size += count
-        except OSError as err:
-            log.warning("Preload: %s cannot be read: %s", path.name, err.strerror)
-            continue
-        if stopped.is_set():
-            break
-        files += 1
-    seconds = time.monotonic() - began
-    return ReadAhead(files, size, seconds, tuple(too_big), stopped.is_set())
-
-
-def free_memory(root: Path = memory.ROOT) -> int | None:
-    """Bytes that can be filled without taking them from a program; None if the system tells none.
-
-    Not more than a container may use at all: what the rest of it uses is not looked at.
-    """
-    with suppress(OSError):
-        for line in (root / "proc" / "meminfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name == "MemAvailable":
-                free = int(value.split()[0]) * KIB
-                return min(free, memory.available(root) or free)
-    return None
+def _made(ensured: Ensured) -> list[str]:
+    """What models with an address are called now, as `folder/name`."""
+    return [f"{wanted.folder}/{name}" for wanted, name in ensured.names.items()]
 
 
 def _wanted(names: Iterable[str], manifest: Manifest) -> tuple[list[Weight], list[Path]]:
@@ -266,9 +331,3 @@ def _wanted(names: Iterable[str], manifest: Manifest) -> tuple[list[Weight], lis
     if problems:
         raise InvalidInput(problems)
     return weights, workflows
-
-
-def _catalog(config: Config) -> NodeCatalog:
-    """ComfyUI's own classes, and those of custom nodes as they were when it ran last."""
-    own, saved = saved_catalog.builtin(), saved_catalog.load(config)
-    return own if saved is None else own.with_classes_of(saved)

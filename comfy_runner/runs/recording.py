@@ -42,13 +42,13 @@ class Recorder:
         *,
         secrets: Collection[str] = (),
         options: Mapping[str, Any] | None = None,
-        guard: int | None = None,
+        comfyui: int | None = None,
         whole: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`secrets` are taken out wherever they stand. `options` are those of the request.
 
-        `guard` is the process that has ComfyUI as its child, `clock` gives seconds. If not `whole`,
+        `comfyui` is ComfyUI's process id, `clock` gives seconds. If not `whole`,
         no file is read and the store is only asked for names: the receipt is for metrics then.
         """
         self._run_id = run_id
@@ -59,6 +59,7 @@ class Recorder:
         self._clock = clock
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
         self._workflow: dict[str, Any] = {}
+        self._digest = ""
         self._withheld: list[str] = []
         self._values: Mapping[str, Any] = {}
         self._seeds: Mapping[str, int] = {}
@@ -68,12 +69,14 @@ class Recorder:
         self._current, self._since = "", 0.0
         self._times: dict[str, float] = {}
         self._outputs: list[Made] = []
-        self._memory = Memory(guard)
+        self._memory = Memory(comfyui)
 
     def planned(
         self, plan: Plan, workflow: Workflow, inputs: Path, store: WeightStore, fetched: int = 0
     ) -> None:
         """Take down what is going to run, once everything is in place.
+
+        For a receipt that is not whole it may have begun: nothing of the files is read but sizes.
 
         `workflow` is the graph to submit, `inputs` ComfyUI's input folder with the files in it,
         `fetched` the bytes of weights that were fetched.
@@ -93,6 +96,7 @@ class Recorder:
         }
         self._seeds = dict(plan.seeds)
         self._options["previews"] = bool(self._options.get("previews") or plan.chosen)
+        self._digest = workflow_digest(self._workflow, self._files)
         self._memory.begin()
 
     def event(self, message: Mapping[str, Any]) -> None:
@@ -123,7 +127,7 @@ class Recorder:
         return Receipt(
             run_id=self._run_id,
             began=self._began,
-            workflow_digest=workflow_digest(self._workflow, self._files),
+            workflow_digest=self._digest,
             workflow=self._workflow,
             withheld=tuple(dict.fromkeys(self._withheld)),
             options=self._options,
@@ -240,32 +244,23 @@ class Recorder:
 class Memory:
     """The most memory that ComfyUI has had since `begin`, as Linux counts it; None elsewhere."""
 
-    def __init__(self, guard: int | None) -> None:
-        """`guard` is the process that has ComfyUI as its only child."""
-        self._guard = guard
+    def __init__(self, pid: int | None) -> None:
+        """`pid` is ComfyUI's process id; None where it is not known."""
+        self._process = Path(f"/proc/{pid}")
 
     def begin(self) -> None:
         """Count from now on: proc(5), `clear_refs`."""
-        if process := self._process():
-            with suppress(OSError):
-                (process / "clear_refs").write_text("5")
+        with suppress(OSError):
+            (self._process / "clear_refs").write_text("5")
 
     def peak(self) -> int | None:
         """Bytes."""
-        process = self._process()
         try:
-            status = (process / "status").read_text() if process else ""
+            status = (self._process / "status").read_text()
         except OSError:
             return None
         found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
         return int(found[1]) * 1024 if found else None
-
-    def _process(self) -> Path | None:
-        try:
-            children = Path(f"/proc/{self._guard}/task/{self._guard}/children").read_text().split()
-        except OSError:
-            return None
-        return Path("/proc", children[0]) if children else None
 
 
 def leading_to_secrets(nodes: Mapping[str, Any], weights: Collection[str]) -> set[str]:

@@ -6,33 +6,30 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from comfy_runner.comfyui.client import ComfyClient, Disconnected, Message, Messages
+from comfy_runner.comfyui.client import ComfyClient, Disconnected
 from comfy_runner.comfyui.process import ComfyProcess
 from comfy_runner.errors import (
     CallerError,
     Cancelled,
-    Crashed,
     InvalidInput,
     MachineError,
     Problem,
-    Stalled,
     TimedOut,
 )
 from comfy_runner.fetch.transport import alarm
 from comfy_runner.graph.inputs import MAX_SEED
 from comfy_runner.graph.nodes import NodeCatalog
 from comfy_runner.graph.policy import NodePolicy
-from comfy_runner.graph.workflow import Workflow
-from comfy_runner.runs.events import Event as RunEvent
 from comfy_runner.runs.events import Execution, NodeOutput, Progress
 from comfy_runner.runs.files import GivenFile, InputFolder
+from comfy_runner.runs.following import Following
 from comfy_runner.runs.media import OutputFormat
 from comfy_runner.runs.plan import Plan, prepare
 from comfy_runner.runs.receipt import Receipt, Surroundings
@@ -44,22 +41,12 @@ from comfy_runner.weights.store import Addressed, Ensured, WeightStore
 
 log = logging.getLogger(__name__)
 
-TICK = 0.1
-"""Longest single wait in seconds: Cog's cancel strikes only between two of them."""
-
-SILENCE = 5.0
-"""Seconds without a message after which ComfyUI is asked how the run stands."""
-
 OUTDATED = ("not_in_list", "unknown_class_type")
 """Problems that a saved catalog may be to blame for: a node pack lists what it finds on disk, or
 could not be loaded when the catalog was saved."""
 
 FREEING = 1.0
 """Seconds that ComfyUI is given to drop its models."""
-
-TAKEN = "got prompt"
-"""What ComfyUI prints when it is given a workflow, before it looks at it (server.py post_prompt,
-0.30.0)."""
 
 CANCEL_GRACE = 5.0
 """Seconds that a cancelled node has to stop before the child is killed."""
@@ -162,16 +149,14 @@ class Run:
         self._timeout = request.timeout or machine.run_timeout
         self._started = time.monotonic() if request.started is None else request.started
         self._cancelled = Event()
-        self._execution: Execution | None = None
-        self._accepted = False
-        self._recorder: Recorder | None = None
+        self._following: Following | None = None
         self._pins = contextlib.ExitStack()
         """Keeps the weights of this run on disk."""
 
     @property
     def begun(self) -> bool:
         """Whether ComfyUI may have begun with it, even where its answer was lost."""
-        return self._accepted or any(TAKEN in line for line in self._machine.process.tail(200))
+        return self._following is not None and self._following.begun
 
     def updates(self) -> Generator[Update]:
         """Do it all; see `Runner.run`."""
@@ -181,14 +166,17 @@ class Run:
         plan = self._prepare(laid.keys())
         self._check_urls(plan)
         yield Planned(self.id, plan)
-        self._recorder = recorder = self._record()
+        recorder = self._record()
         planned = time.monotonic()
         ensured, names = yield from self._fetch(plan)
         staged = self._stage(plan, laid)
         fetched = time.monotonic()
         workflow = plan.to_submit(self.id, staged, weights=names, all_again=request.reset_cache)
-        recorder.planned(plan, workflow, machine.process.input, machine.store, fetched=ensured.size)
-        execution = Execution(self.id, workflow)
+        note = functools.partial(
+            recorder.planned, plan, workflow, machine.process.input, machine.store, ensured.size
+        )
+        if request.receipt:
+            note()  # what a node does to its files must not show
         results = Results(
             machine.results / self.id,
             {"output": machine.process.output, "temp": machine.process.temp},
@@ -197,7 +185,17 @@ class Run:
             previews=request.previews,
             chosen=plan.chosen,
         )
-        for event in self._follow(execution, workflow):
+        self._following = following = Following(
+            machine.process,
+            machine.client,
+            Execution(self.id, workflow),
+            stall_timeout=machine.stall_timeout,
+            check_deadline=functools.partial(self._check_deadline, "while it ran"),
+            told=recorder.event,
+        )
+        # Else it is done while ComfyUI works.
+        begun = None if request.receipt else note
+        for event in following.events(workflow, begun):
             match event:
                 case Progress():
                     yield event
@@ -205,8 +203,8 @@ class Run:
                     for made in results.take(node_id, output):
                         recorder.output(made.path, made.node_id)
                         yield made
-        if execution.failure is not None:
-            raise execution.failure
+        if following.execution.failure is not None:
+            raise following.execution.failure
         for made in results.rest(plan.outputs):
             recorder.output(made.path, made.node_id)
             yield made
@@ -223,7 +221,7 @@ class Run:
         yield Finished(
             seconds,
             len(workflow.nodes),
-            execution.cached_count,
+            following.execution.cached_count,
             results.count,
             ensured.files,
             ensured.size,
@@ -238,7 +236,7 @@ class Run:
             machine.around() if request.receipt else Surroundings(),
             secrets=tuple(request.credentials.values()),
             options={name: getattr(request, name) for name in names},
-            guard=machine.process.pid,
+            comfyui=machine.process.comfyui_pid,
             whole=request.receipt,
         )
 
@@ -249,15 +247,14 @@ class Run:
         """
         self._cancelled.set()
         self._pins.close()
-        machine, execution = self._machine, self._execution
-        free = True
-        if execution is not None and machine.process.alive:
+        machine, free = self._machine, self._following is None
+        if self._following is not None:
             try:
-                free = execution.is_done or self._cancel()
-                machine.client.forget(self.id)
+                free = self._following.cancel(CANCEL_GRACE)
             except (MachineError, Disconnected) as err:
                 log.warning("ComfyUI cannot be asked to stop the run: %s", err)
-                free = False
+            finally:
+                self._following.let_go(free=free)
         try:
             machine.inputs.clear()
         except OSError as err:
@@ -312,7 +309,8 @@ class Run:
             (asked.node_id, asked.input): Addressed(asked.address, asked.folder, asked.sha256)
             for asked in plan.asked
         }
-        self._pins.enter_context(machine.store.in_use(plan.present))
+        if plan.present:
+            self._pins.enter_context(machine.store.in_use(plan.present))
         fetching = machine.store.ensure(
             plan.weights,
             wanted.values(),
@@ -351,131 +349,6 @@ class Run:
             except Cancelled:
                 self._check_deadline("while its files were fetched")
                 raise
-
-    def _follow(self, execution: Execution, workflow: Workflow) -> Iterator[RunEvent]:
-        """Submit the workflow and tell what happens until ComfyUI has finished with it."""
-        client = self._machine.client
-        messages: Messages | None = None
-        try:
-            messages = client.connect(self.id)
-            self._execution = execution
-            self._submit(workflow)
-            missed = False
-            while not execution.is_done:
-                try:
-                    yield from self._listen(messages, execution, missed=missed)
-                except Disconnected as err:
-                    messages.close()
-                    messages, missed = self._reconnect(err), True
-        except Disconnected as err:
-            self._reconnect(err).close()
-            raise MachineError(f"ComfyUI did not answer: {err}") from err
-        finally:
-            if messages is not None:
-                messages.close()
-
-    def _submit(self, workflow: Workflow) -> None:
-        try:
-            self._machine.client.submit(workflow.to_json(), self.id)
-        except CallerError:
-            # Also what is refused may run, as far as ComfyUI finds it right: `end` stops it.
-            self._accepted = True
-            raise
-        self._accepted = True
-
-    def _listen(
-        self, messages: Messages, execution: Execution, *, missed: bool
-    ) -> Iterator[RunEvent]:
-        """Tell the events of one connection until the run has ended.
-
-        ComfyUI is asked how the run stands after each `SILENCE` seconds, and at the beginning when
-        messages may have been `missed`.
-
-        Raises: `Disconnected`.
-        """
-        heard = asked = time.monotonic()
-        if missed:
-            yield from self._reconcile(execution)
-        while not execution.is_done:
-            self._check_deadline("while it ran")
-            message = messages.receive(TICK)
-            now = time.monotonic()
-            if self._is_ours(message):
-                heard = now
-            if isinstance(message, Mapping):
-                if self._recorder is not None:
-                    self._recorder.event(message)
-                yield from execution.receive(message)
-            if now - heard > self._machine.stall_timeout:
-                raise Stalled(
-                    f"The run gave no sign of progress for {now - heard:.0f} s"
-                    " (setting COMFY_RUNNER_STALL_TIMEOUT); it was stopped."
-                )
-            if now - max(heard, asked) > SILENCE:
-                asked = now
-                # A node may keep the interpreter to itself, and with it the server, for as long as
-                # the stall limit lets it; that ComfyUI ended would be told by the socket.
-                with contextlib.suppress(Disconnected):
-                    yield from self._reconcile(execution)
-
-    def _is_ours(self, message: Message | None) -> bool:
-        """Whether a message is a sign of this run's life: node packs send others all the time."""
-        if isinstance(message, bytes):
-            return True
-        data = message.get("data") if message is not None else None
-        return isinstance(data, Mapping) and data.get("prompt_id") == self.id
-
-    def _reconnect(self, cause: Disconnected) -> Messages:
-        """A new connection after one that broke.
-
-        Raises: `Crashed` when it broke because ComfyUI ended, `TimedOut` or `Stalled` when it keeps
-        silent for longer than it may.
-        """
-        process, limit = self._machine.process, self._machine.stall_timeout
-        since = time.monotonic()
-        while time.monotonic() - since < limit:
-            self._check_deadline("while it ran")
-            if not process.alive:
-                when = "during the run" if self.begun else "before it was given the run"
-                raise process.crashed(when) from cause
-            try:
-                return self._machine.client.connect(self.id)
-            except Disconnected:
-                self._cancelled.wait(TICK)
-        raise Stalled(f"ComfyUI has not answered for {limit:.0f} s: {cause}") from cause
-
-    def _reconcile(self, execution: Execution) -> Iterator[RunEvent]:
-        """Ask how the run stands, in place of messages that may have been missed."""
-        client = self._machine.client
-        history = client.history(self.id)
-        if history is None:
-            running, pending = client.queue()
-            if self.id in running or self.id in pending:
-                if not client.worker_alive():
-                    raise Crashed(
-                        None, self._machine.process.tail(20), "inside: its worker thread died"
-                    )
-                return
-            history = client.history(self.id)  # it may have ended between the two questions
-        if history is None:
-            raise MachineError("ComfyUI has lost the run: it is neither queued nor finished.")
-        yield from execution.settle(history)
-
-    def _cancel(self) -> bool:
-        """Stop the run in ComfyUI; whether it did so within `CANCEL_GRACE` seconds."""
-        client = self._machine.client
-        now = time.monotonic()
-        # A run whose acceptance was not awaited may enter the queue a little later.
-        first, limit = now + (0.0 if self._accepted else 1.0), now + CANCEL_GRACE
-        ended = Event()
-        while (now := time.monotonic()) < limit:
-            client.cancel(self.id)
-            running, pending = client.queue()
-            if self.id not in (*running, *pending) and now >= first:
-                # Without its worker ComfyUI takes a waiting run back, and never runs another.
-                return client.worker_alive()
-            ended.wait(TICK / 2)
-        return False
 
     def _check_deadline(self, when: str) -> None:
         if time.monotonic() - self._started > self._timeout:

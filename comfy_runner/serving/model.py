@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,9 @@ class Model:
         self._files = _given(Path(document).parent / FILES)
         is_own = runner is None
         if runner is None:
+            config = config or Config.from_environment()
+            if fetch:  # while ComfyUI boots; what goes wrong is told by the fetch below
+                config = replace(config, preload=(*config.preload, str(document)))
             runner, self._trained = start(weights, config)
             if self._trained is not None and self._trained.workflow is not None:
                 print("The workflow that came with the weights is left: the model has its own.")

@@ -1,11 +1,15 @@
 """What the `setup` of every model does: trained weights in place, and a ComfyUI that runs."""
 
+import logging
 import os
+import time
 
 from comfy_runner.config import Config
 from comfy_runner.runner import Runner
 from comfy_runner.serving import prediction
 from comfy_runner.serving.trained import Installed, install
+
+log = logging.getLogger(__name__)
 
 
 def start(
@@ -15,15 +19,20 @@ def start(
 
     `weights` is what Cog hands to `setup`, see `trained.install`. Without a `config` the settings
     are those of the environment; so are the tokens for what is fetched ahead. Keep both results:
-    the weights stay on the disk for as long.
+    the weights stay on the disk for as long. The log tells how long each phase took.
 
     Raises: as `install`, `Runner` and `Runner.start`; `StartFailed` also for another Cog.
     """
+    began = time.monotonic()
     prediction.prepare()
     config = config or Config.from_environment()
     trained = install(weights, config) if weights else None
+    if trained is not None:
+        log.info("setup: trained weights %.2f s", time.monotonic() - began)
     runner = Runner(config)
     runner.start(credentials=own_tokens())
+    for line in runner.timeline.lines(runner.process.phases, began):
+        log.info("setup: %s", line)
     return runner, trained
 
 
