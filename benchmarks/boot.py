@@ -1,64 +1,93 @@
-"""Seconds from start to ready on the CPU: a bare ComfyUI, our runner, and Cog's server with it.
+"""Seconds from start to ready, and the memory that takes: a bare ComfyUI, and ours in four ways.
 
   bare     python main.py, until GET /system_stats answers
-  runner   Runner(config).start() in a process that has imported it, until it returns
+  plain    Runner(config).start() in a process that has imported it, until it returns, with
+           COMFY_RUNNER_LAZY_BOOT and COMFY_RUNNER_FORK_SERVER off
+  lazy     the same with the lazy boot alone
   cog      the real Cog server with predict.py, until GET /health-check says READY
+  restart  ComfyUI is killed with SIGKILL, restarted, and ready again; from the kill on
 
-All three start ComfyUI with the same arguments and environment, one after the other, and take turns
-in who is first. Before, each is started once without being timed, so that bytecode is there and
-the disk's cache is warm for all.
+cog and restart have the settings of this project, whatever the defaults are. All start ComfyUI with
+the same arguments and environment, one after the other, and take turns in who is first. Before,
+each is started once without being timed, so that bytecode is there and the disk's cache is warm.
+
+Memory is PSS, in which what processes share counts once, summed over all processes that the row
+has started: ComfyUI, its guard, a fork server, and in the row cog also Cog's server and worker. Not
+counted is this program, which has the Runner of the other rows. A ComfyUI that somebody else runs
+meanwhile from the same environment takes its part of what is shared. `MiB` is when it is ready, the
+median; the peak is sampled during the boot that is not timed.
 """
 
 import argparse
+import logging
 import os
+import signal
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 
 from subjects import (
     NO_BYTECODE,
     Flags,
+    PeakMemory,
     bare_comfyui,
     cog_server,
+    descendants,
     machine,
+    memory,
     print_table,
     rounds,
     workplace,
 )
 
+from comfy_runner.config import Config
 from comfy_runner.runner import Runner
 
-Boot = Callable[[], AbstractContextManager[object]]
-"""Entering starts something and returns when it is ready; leaving ends it."""
+MIB = 1024**2
+
+Boot = Callable[[], AbstractContextManager[float | None]]
+"""Entering starts something and returns when it is ready; leaving ends it. It gives the moment by
+`time.perf_counter` from which on it counts; None: when it was entered."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One boot."""
+
+    seconds: float
+    memory: int | None
+    """Bytes when it was ready; None where the system does not tell."""
 
 
 def main() -> None:
     """Boot, time and print."""
     options = arguments()
     print(f"Before: {machine()}")
-    with workplace() as config:
-        with Runner(config) as runner:
+    with workplace(gpu=options.gpu) as config:
+        plain = replace(config, lazy_boot=False, fork_server=False)
+        with Runner(plain) as runner:
             flags = Flags.of(runner)
         boots: Mapping[str, Boot] = {
-            "bare": lambda: bare_comfyui(config, flags),
-            "runner": lambda: Runner(config),
-            "cog": lambda: cog_server(config),
+            "bare": lambda: untimed(bare_comfyui(config, flags)),
+            "plain": lambda: untimed(Runner(plain)),
+            "lazy": lambda: untimed(Runner(replace(plain, lazy_boot=True))),
+            "cog": lambda: untimed(cog_server(config)),
+            "restart": lambda: restarted(config),
         }
-        for boot in boots.values():
-            with boot():
-                pass
+        peaks = {name: peak(boot) for name, boot in boots.items()}
         if options.no_bytecode:
             os.environ[NO_BYTECODE] = "1"
-        seconds: dict[str, list[float]] = {name: [] for name in boots}
+        timed: dict[str, list[Timed]] = {name: [] for name in boots}
         for name in rounds(list(boots), options.repeats):
-            with no_bytecode() if options.no_bytecode else nothing():
-                seconds[name].append(timed(boots[name]))
-            print(f"{name}: {seconds[name][-1]:.2f} s", file=sys.stderr)
+            with no_bytecode() if options.no_bytecode else nullcontext():
+                timed[name].append(time_boot(boots[name]))
+            print(f"{name}: {timed[name][-1].seconds:.2f} s", file=sys.stderr)
     print(f"After:  {machine()}")
-    show(seconds)
+    show(timed, peaks)
 
 
 def arguments() -> argparse.Namespace:
@@ -67,6 +96,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=5, help="boots of each kind (default 5)")
+    parser.add_argument("--gpu", action="store_true", help="on the GPU instead of the CPU")
     parser.add_argument(
         "--no-bytecode",
         action="store_true",
@@ -79,11 +109,50 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def timed(boot: Boot) -> float:
-    """Seconds until it is ready; it has ended when this returns."""
-    start = time.perf_counter()
-    with boot():
-        return time.perf_counter() - start
+@contextmanager
+def untimed(subject: AbstractContextManager[object]) -> Iterator[None]:
+    """The subject, counted from its start on."""
+    with subject:
+        yield
+
+
+@contextmanager
+def restarted(config: Config) -> Iterator[float]:
+    """A runner whose ComfyUI was killed and is ready again; its fork server ends with it."""
+    before = descendants()
+    try:
+        with Runner(config) as runner:
+            process = runner.process
+            if process.comfyui_pid is None:
+                sys.exit("ComfyUI did not tell its process id.")
+            began = time.perf_counter()
+            os.kill(process.comfyui_pid, signal.SIGKILL)
+            process.restart()
+            process.wait_ready(config.boot_timeout)
+            yield began
+    finally:
+        # It would serve other rows, and share memory with them. Its end is no news.
+        logging.getLogger("comfy_runner.comfyui.forking").setLevel(logging.ERROR)
+        for number in descendants() - before:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+
+
+def time_boot(boot: Boot) -> Timed:
+    """Boot once; it has ended when this returns."""
+    before = descendants()
+    entered = time.perf_counter()
+    with boot() as began:
+        seconds = time.perf_counter() - (entered if began is None else began)
+        return Timed(seconds, memory(descendants() - before))
+
+
+def peak(boot: Boot) -> int | None:
+    """Bytes that a boot holds at most until it is ready; None where the system does not tell."""
+    watched = PeakMemory()
+    with watched, boot():
+        watched.look()
+    return watched.bytes
 
 
 @contextmanager
@@ -97,29 +166,28 @@ def no_bytecode() -> Iterator[None]:
             del os.environ["PYTHONPYCACHEPREFIX"]
 
 
-@contextmanager
-def nothing() -> Iterator[None]:
-    """Changes nothing."""
-    yield
-
-
-def show(seconds: Mapping[str, list[float]]) -> None:
+def show(timed: Mapping[str, list[Timed]], peaks: Mapping[str, int | None]) -> None:
     """Print one line for each kind of boot."""
-    bare = statistics.median(seconds["bare"])
-    print_table(
-        ("boot", "count", "min s", "median s", "max s", "ratio to bare"),
-        [
+    bare = statistics.median(each.seconds for each in timed["bare"])
+    head = ("boot", "count", "min s", "median s", "max s", "ratio to bare", "MiB", "peak MiB")
+    rows = []
+    for name, boots in timed.items():
+        seconds = [each.seconds for each in boots]
+        held = [each.memory for each in boots if each.memory is not None]
+        figures = (min(seconds), statistics.median(seconds), max(seconds))
+        rows.append(
             (
-                name,
-                str(len(values)),
-                f"{min(values):.2f}",
-                f"{statistics.median(values):.2f}",
-                f"{max(values):.2f}",
-                f"{statistics.median(values) / bare:.2f}",
+                *(name, str(len(boots)), *(f"{value:.2f}" for value in figures)),
+                f"{statistics.median(seconds) / bare:.2f}",
+                *map(in_mib, (statistics.median(held) if held else None, peaks[name])),
             )
-            for name, values in seconds.items()
-        ],
-    )
+        )
+    print_table(head, rows)
+
+
+def in_mib(size: float | None) -> str:
+    """Bytes as MiB; `-` where they are not known."""
+    return "-" if size is None else f"{size / MIB:.0f}"
 
 
 if __name__ == "__main__":

@@ -6,14 +6,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import requests
 
+from comfy_runner.comfyui.device import choose_device
 from comfy_runner.comfyui.process import child_environment, free_port
 from comfy_runner.config import PROJECT, Config
 from comfy_runner.runner import Runner
@@ -21,8 +23,13 @@ from comfy_runner.runner import Runner
 sys.path.append(str(PROJECT / "tests"))  # they start the real server in the same way
 from cog_server import CogServer, ServerFailed  # noqa: F401 - the soak has it from here
 
-POLL = 0.05
-"""Seconds between two looks whether a server is ready; the same for all of them."""
+POLL = 0.02
+"""Seconds between two looks whether the bare ComfyUI is ready; ours says so itself."""
+
+SAMPLE = 0.05
+"""Seconds between two looks at the memory of a boot."""
+
+KIB = 1024
 
 END_TIMEOUT = 20.0
 
@@ -30,11 +37,12 @@ NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
 
 
 @contextmanager
-def workplace() -> Iterator[Config]:
-    """Settings for ComfyUI on the CPU in a temporary folder, with no models and no custom nodes.
+def workplace(*, gpu: bool = False) -> Iterator[Config]:
+    """Settings for ComfyUI in a temporary folder, with no models and no custom nodes.
 
-    They stand in this process's environment as well, from where the Cog server's worker takes
-    them. SIGTERM ends the program as Ctrl-C does, so that nothing it started is left.
+    It is on the CPU, or on the GPU of this machine, which must be there then. The settings stand
+    in this process's environment as well, from where the Cog server's worker takes them. SIGTERM
+    ends the program as Ctrl-C does, so that nothing it started is left.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     comfyui = Config.from_environment().comfyui
@@ -47,10 +55,14 @@ def workplace() -> Iterator[Config]:
             "COMFY_RUNNER_COMFYUI": str(comfyui),
             "COMFY_RUNNER_MODELS": str(home / "models"),
             "COMFY_RUNNER_CUSTOM_NODES": str(home / "no_custom_nodes"),
-            "COMFY_RUNNER_DEVICE": "cpu",
+            "COMFY_RUNNER_DEVICE": "auto" if gpu else "cpu",
         }
         os.environ.pop(NO_BYTECODE, None)
-        yield Config.from_environment()
+        config = Config.from_environment()
+        device, reason = choose_device(config, os.environ)
+        if gpu and device != "cuda":
+            sys.exit(f"There is no GPU: {reason}.")
+        yield config
 
 
 @dataclass(frozen=True)
@@ -71,8 +83,8 @@ class Flags:
             session.headers["Authorization"] = f"Bearer {process.token}"
             stats = session.get(f"{process.base_url}/system_stats", timeout=END_TIMEOUT).json()
         _, *arguments = stats["system"]["argv"]
-        if "--cpu" not in arguments:
-            sys.exit(f"ComfyUI does not run on the CPU: {arguments}")
+        if ("--cpu" in arguments) != (process.device == "cpu"):
+            sys.exit(f"ComfyUI does not run on the {process.device}: {arguments}")
         paths_file = Path(arguments[arguments.index("--extra-model-paths-config") + 1])
         return cls(tuple(arguments), process.folder, process.port, paths_file.read_text())
 
@@ -150,6 +162,73 @@ def cog_server(config: Config) -> Iterator[str]:
     with CogServer(PROJECT) as server:
         server.wait_ready(config.boot_timeout)
         yield server.base_url
+
+
+def descendants(ancestor: int | None = None) -> frozenset[int]:
+    """Process ids of all that a process, by default this one, has started and what that has.
+
+    Empty where the system is not Linux.
+    """
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            # The name in brackets may hold anything; see proc_pid_stat(5).
+            _, parent, *_ = path.read_text().rpartition(")")[2].split()
+            children.setdefault(int(parent), []).append(int(path.parent.name))
+    found: set[int] = set()
+    due = [os.getpid() if ancestor is None else ancestor]
+    while due:
+        new = children.get(due.pop(), [])
+        found.update(new)
+        due += new
+    return frozenset(found)
+
+
+def memory(processes: Iterable[int]) -> int | None:
+    """Bytes of memory that these processes hold together; None where the system does not tell.
+
+    The sum of their PSS: what several share, such as the code of libraries and what was there
+    before a fork, is counted once, divided among those that have it.
+    """
+    total = 0
+    for number in processes:
+        try:
+            text = Path(f"/proc/{number}/smaps_rollup").read_text()
+        except (FileNotFoundError, ProcessLookupError):  # it has ended, or this is not Linux
+            continue
+        except OSError:
+            return None
+        fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+        total += int(fields["Pss"].split()[0]) * KIB if "Pss" in fields else 0
+    return total or None
+
+
+class PeakMemory:
+    """Within, what this process starts is looked at for the most memory that it held at once."""
+
+    def __init__(self) -> None:
+        self.bytes: int | None = None
+        """As `memory` counts, of all that was started since; what stood before is left out."""
+        self._before = descendants()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "PeakMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def look(self) -> None:
+        """Look once more, now."""
+        now = memory(descendants() - self._before)
+        self.bytes = max(filter(None, (self.bytes, now)), default=None)
+
+    def _watch(self) -> None:
+        while not self._over.wait(SAMPLE):
+            self.look()
 
 
 def local_session() -> requests.Session:
