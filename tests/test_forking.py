@@ -507,6 +507,35 @@ HTTPServer(("127.0.0.1", int(sys.argv[-1])), Health).serve_forever()
 """
 
 
+HANGS_FIRST = """
+import pathlib, signal
+first = pathlib.Path("started")
+if not first.exists():
+    first.touch()
+    print("here", flush=True)
+    signal.pause()
+""" + SERVES_ALONE.replace('sys.exit("not in such company")', "pass")
+
+
+def test_a_comfyui_that_is_killed_while_it_boots_is_forked_again_later(
+    server: ForkServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = faulty(tmp_path, HANGS_FIRST)
+    try:
+        process.start()
+        os.kill(wait_pid(process), signal.SIGKILL)
+        assert process.wait_ready(LIMIT)
+        assert "SIGKILL); it boots as usual now." in caplog.text
+        guard = process.pid
+        assert guard is not None
+        assert parent_of(guard) == os.getpid()
+        process.restart()
+        assert process.wait_ready(LIMIT)
+        assert parent_of(process.pid or 0) == server.pid
+    finally:
+        process.stop()
+
+
 def test_a_comfyui_that_cannot_be_forked_boots_as_usual_from_then_on(
     server: ForkServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -516,8 +545,8 @@ def test_a_comfyui_that_cannot_be_forked_boots_as_usual_from_then_on(
         assert process.wait_ready(LIMIT)
         (told,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
         assert told == (
-            "ComfyUI ended while it booted in a shortened way (exit code 1). Its last line: "
-            "not in such company It boots as usual from now on."
+            "ComfyUI ended while it booted in a shortened way (exit code 1); it boots as usual"
+            " from now on. Its last line was: not in such company"
         )
         caplog.clear()
         process.restart()
@@ -548,7 +577,7 @@ def test_without_a_working_fork_server_comfyui_boots_as_usual(
         assert process.wait_ready(LIMIT)
         told = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
         plainly = (
-            "ComfyUI ended while it booted in a shortened way (signal SIGKILL). It boots as usual"
+            "ComfyUI ended while it booted in a shortened way (signal SIGKILL); it boots as usual"
             " from now on."
         )
         assert told.count(plainly) == 1

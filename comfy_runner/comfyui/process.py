@@ -258,8 +258,10 @@ class ComfyProcess:
                 if now > deadline:
                     calls = child.stack("<module>") if self.alive else ()
                     self.stop()
-                    self._plain |= self._cut_short and not self._has_been_ready(child)
                     what = f"ComfyUI did not answer within {timeout:.0f} s."
+                    if self._cut_short and not self._has_been_ready(child):
+                        self._plain = True
+                        what += " Its next start is not shortened."
                     self._fail(child, what, calls)
                 if now > until:
                     return False
@@ -280,18 +282,28 @@ class ComfyProcess:
                     self._spawn()
                     continue
                 if self._cut_short and not self._has_been_ready(child):
-                    self._plain = True
-                    last = "".join(f" Its last line: {line}" for line in child.last_words(1))
-                    log.warning(
-                        "ComfyUI ended while it booted in a shortened way (%s).%s It boots as"
-                        " usual from now on.",
-                        describe_exit(exit_code),
-                        last,
-                    )
-                    self._spawn()
+                    self._boot_plainly(child, exit_code)
                     continue
             how = f"{self._killer(child, exit_code)} ({describe_exit(exit_code)})."
             self._fail(child, f"ComfyUI ended while it started{how}")
+
+    def _boot_plainly(self, child: Child, exit_code: int) -> None:
+        """Start ComfyUI again in the usual way, and tell why.
+
+        That somebody killed it, once there was a process, says nothing about the way.
+        """
+        is_killed = exit_code == -signal.SIGKILL and bool(child.started.pid)
+        log.warning(
+            "ComfyUI ended while it booted in a shortened way (%s); it boots as usual %s.%s",
+            describe_exit(exit_code),
+            "now" if is_killed else "from now on",
+            "".join(f" Its last line was: {line}" for line in child.last_words(1)),
+        )
+        self._plain = True
+        try:
+            self._spawn()
+        finally:
+            self._plain = not is_killed
 
     def stop(self) -> None:
         """Kill ComfyUI and everything it started; nothing happens when it does not run."""
