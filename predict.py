@@ -6,14 +6,13 @@ from typing import Iterator
 import cog
 from cog import BaseRunner, Input, Path, Secret
 
-from comfy_runner.serving import prediction as serving
-from comfy_runner.serving.starting import start
+from comfy_runner import serving
 
 
 class Predictor(BaseRunner):
     def setup(self, weights: str | None = None) -> None:
         """Boot ComfyUI, with the weights of a training where there are some."""
-        self.runner, self.trained = start(weights)
+        self.runner, self.trained = serving.start(weights)
 
     def healthcheck(self) -> bool:
         """Whether predictions can be taken."""

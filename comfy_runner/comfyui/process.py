@@ -67,6 +67,44 @@ def child_environment(environment: Mapping[str, str], *, hub: bool = False) -> d
     return {**passed, **({} if hub else OFFLINE), "PYTHONUNBUFFERED": "1"}
 
 
+def comfyui_environment(
+    config: Config, environment: Mapping[str, str], *, is_lazy: bool
+) -> dict[str, str]:
+    """All variables of a ComfyUI that boots lazily or not, made of our `environment`."""
+    ours = dict(speed.variables(config.cache, config.torch))
+    if is_lazy:
+        ours[lazy.VARIABLE] = "1"
+    return {**ours, **child_environment(environment, hub=config.hub_at_run_time)}
+
+
+def early_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Those variables of a ComfyUI that its fork server needs, too.
+
+    The others are read later, if at all, and need not be the same for all.
+    """
+    later = (*speed.CACHES, speed.VARIABLE)
+    return {name: value for name, value in environment.items() if name not in later}
+
+
+def can_fork(config: Config, device: str) -> bool:
+    """Whether ComfyUI is to be forked where it computes on this device.
+
+    What main.py sets before torch is imported is for GPUs, and CUDA does not outlive a fork.
+    """
+    return config.fork_server and device == "cpu" and sys.platform == "linux"
+
+
+def import_ahead(config: Config, environment: Mapping[str, str] = os.environ) -> None:
+    """Have what a start needs imported from now on, where ComfyUI will be forked; returns at once.
+
+    What goes wrong is told by the start.
+    """
+    if can_fork(config, choose_device(config, environment)[0]):
+        variables = comfyui_environment(config, environment, is_lazy=config.lazy_boot)
+        with suppress(OSError):
+            forking.shared(early_environment(variables))
+
+
 class ComfyProcess:
     """ComfyUI in a folder of its own: started, waited for, watched and ended, from any thread."""
 
@@ -110,8 +148,8 @@ class ComfyProcess:
         """Whether the last start was lazy or forked."""
         self._plain = False
         """Whether no other start is to be so, since one failed."""
-        self._forks = config.fork_server and sys.platform == "linux"
-        """Whether it may be forked; no longer when that could not even be asked for."""
+        self._forks = True
+        """Whether a fork may be asked for; no longer when that was not possible."""
 
     @property
     def base_url(self) -> str:
@@ -336,22 +374,15 @@ class ComfyProcess:
     def _launch(self) -> Guarded | Forked:
         """A new ComfyUI, in the shortest way that is allowed. Raises: `OSError`."""
         config, tree = self.config, self.config.comfyui
-        passed = child_environment(self._environment, hub=config.hub_at_run_time)
-        ours = speed.variables(config.cache, config.torch)
         is_lazy = config.lazy_boot and not self._plain
-        if is_lazy:
-            passed[lazy.VARIABLE] = "1"
-        environment = {**ours, **passed}
+        environment = comfyui_environment(config, self._environment, is_lazy=is_lazy)
+        early = early_environment(environment)
         if self.import_times is not None:
             environment[IMPORT_TIMES] = str(self.import_times.absolute())
         known, arguments = digest(self.token), self._arguments()
         self._cut_short = is_lazy
-        # What main.py sets before torch is imported is for GPUs, and CUDA does not outlive a fork.
         may_fork = self._forks and self.import_times is None and not self._plain
-        if may_fork and self.device == "cpu":
-            # What else is ours is read later, if at all, and need not be the same for all.
-            later = (*speed.CACHES, speed.VARIABLE)
-            early = {name: each for name, each in environment.items() if name not in later}
+        if may_fork and can_fork(config, self.device):
             try:
                 forked = forking.fork(early, environment, tree, known, arguments)
             except OSError as err:
