@@ -216,7 +216,7 @@ class Soak:
             members["comfyui"].wait(SETTLING)
             deadline = time.monotonic() + SETTLING
             # It ends as ComfyUI did; whether its parent has asked for that yet does not count.
-            while is_alive(members["guard"]) and time.monotonic() < deadline:
+            while "guard" in members and is_alive(members["guard"]) and time.monotonic() < deadline:
                 Event().wait(0.02)
         yield
 

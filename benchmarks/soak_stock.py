@@ -14,7 +14,7 @@ SLACK = {"threads": 4, "files": 6}
 
 
 class Family:
-    """The server, its worker, the guard and ComfyUI."""
+    """The server, its worker, ComfyUI, and its fork server or guard."""
 
     def __init__(self, server: CogServer) -> None:
         self.server = psutil.Process(server.pid)
@@ -26,8 +26,10 @@ class Family:
             command = " ".join(process.cmdline())
             if "guard.py" in command:
                 role = "guard"
-            elif "launcher.py" in command:
+            elif "launcher.py" in command or is_forked(process):
                 role = "comfyui"
+            elif "forkserver.py" in command:
+                role = "fork server"
             elif "cog" in command and "worker" not in found:
                 role = "worker"
             else:
@@ -38,6 +40,12 @@ class Family:
     def memory(self) -> Mapping[str, float]:
         """MiB of each process."""
         return {role: one.memory_info().rss / 2**20 for role, one in self.members().items()}
+
+
+def is_forked(process: psutil.Process) -> bool:
+    """Whether a fork server is the parent of the process."""
+    parent = process.parent()
+    return parent is not None and "forkserver.py" in " ".join(parent.cmdline())
 
 
 @dataclass(frozen=True)

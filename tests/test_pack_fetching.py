@@ -62,7 +62,7 @@ def test_links_in_an_archive_are_left_out(project: Project, server: FileServer) 
             tar.addfile(link)
     project.add(server.serve("fox.tar.gz", made.getvalue()))
     found = {path.name for path in (project.nodes / "fox").iterdir()}
-    assert found == {"__init__.py", ".comfy_runner.json"}
+    assert found == {"__init__.py", "__pycache__", ".comfy_runner.json"}
 
 
 def test_a_folder_with_links_is_refused(project: Project, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ class Preloading:
                 raise TimedOut(
                     "The time for the run was over while weights were fetched; it was stopped."
                 )
-            self.brought.waited = time.monotonic() - began
+            self.brought.waited = min(time.monotonic() - began, self.brought.seconds)
             if self._failure is not None:
                 raise self._failure
         finally:
