@@ -454,6 +454,39 @@ def test_a_child_that_cannot_be_forked_ends_nothing_else(
     assert up.poll() is None
 
 
+FORKS_THE_THIRD_TIME = """
+import errno, os
+usual, count = os.fork, iter(range(3))
+def fork():
+    if next(count) < 2:
+        raise OSError(errno.EAGAIN, "no process is left")
+    return usual()
+os.fork = fork
+raise ImportError
+"""
+
+
+def test_a_fork_that_fails_is_told_to_whoever_listens_and_ends_nothing_else(
+    light: Mapping[str, str], start: Start
+) -> None:
+    Path(light["PYTHONPATH"], "torch.py").write_text(FORKS_THE_THIRD_TIME)
+    server = ForkServer(light)
+    try:
+        child = start(server, WAITS)
+        assert read_line(child) == b"cannot fork: no process is left\n"
+        assert child.wait(LIMIT) == 127
+        os.kill(server.pid, signal.SIGSTOP)
+        unheard = start(server, WAITS)
+        unheard.close()
+        os.kill(server.pid, signal.SIGCONT)
+        assert unheard.wait(LIMIT) == 127
+        assert read_line(start(server, WAITS)) == b"up\n"
+        assert not server.lost
+    finally:
+        server.kill()
+        server.close()
+
+
 def test_random_numbers_differ_without_a_seed(server: ForkServer, start: Start) -> None:
     tells = (
         "import random, numpy, torch; print(random.random(), numpy.random.rand(),"

@@ -16,8 +16,10 @@ from comfy_runner.errors import MachineError, StartFailed
 
 @pytest.fixture
 def keeper(tmp_path: Path) -> Iterator[Keeper]:
-    """A started one that is ready."""
+    """A started one that is ready; ComfyUI boots in the usual way."""
     config = Config(
+        lazy_boot=False,
+        fork_server=False,
         comfyui=HERE / "fakes" / "comfyui",
         models=tmp_path / "models",
         device="cpu",
@@ -70,6 +72,24 @@ def test_a_boot_that_failed_and_nobody_asked_is_counted_by_the_next_run(keeper: 
     assert (keeper.health(), keeper.why) == ("ok", DIED)
     keeper.start_again("It was at fault", fault=True, quiet=True)
     assert keeper.health() == "broken"
+
+
+def test_a_shortened_boot_that_failed_with_nobody_waiting_is_no_fault(keeper: Keeper) -> None:
+    """ComfyUI boots in the usual way then, whoever notices it first."""
+    for notice in (keeper.health, lambda: keeper.bring_up(math.inf, low_memory=False)):
+        process = keeper.process = ComfyProcess(
+            replace(keeper.process.config, lazy_boot=True, comfyui_args=("--fault", "dies")),
+            keeper.process.folder,
+        )
+        keeper.start_again("As asked", quiet=True)
+        assert process.ends_within(20)
+        behave(keeper, "serve")
+        notice()
+        keeper.bring_up(math.inf, low_memory=False)
+        assert keeper.health() == "ok"
+        assert process.has_failed_shortened
+        assert keeper.why in ("", "As asked")
+        process.stop()
 
 
 def test_a_boot_that_is_overdue_with_nobody_waiting_is_told(keeper: Keeper) -> None:

@@ -445,6 +445,25 @@ def test_importers_keep_what_they_had_when_it_is_replaced_later(ground: Ground) 
     assert pack.late.double is len
 
 
+@pytest.fixture
+def torch() -> Any:
+    """torch, imported before there is a `Ground`, which takes away what is imported later."""
+    return importlib.import_module("torch")
+
+
+def test_what_is_run_within_a_node_can_be_learned_with_all_the_same(
+    torch: Any, ground: Ground
+) -> None:
+    """A node runs in torch's inference mode, a plain boot does not."""
+    ground.lay({"tensors.py": "import torch\nhalf = torch.full((1,), 0.5)\n"})
+    ground.postpone("tensors")
+    user = ground.load("import tensors\n")
+    with torch.inference_mode():
+        assert torch.zeros(1).is_inference()
+        assert not user.tensors.half.is_inference()
+        assert torch.zeros(1).is_inference()
+
+
 def test_a_function_is_not_taken_for_the_module_that_it_is_in(ground: Ground) -> None:
     """kornia.filters.canny is both."""
     ground.lay(

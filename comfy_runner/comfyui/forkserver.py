@@ -65,13 +65,9 @@ def main(descriptor: int) -> None:
     signal.alarm(IMPORT_TIME)
     gc.disable()
     launcher = launcher_beside()
-    lazy = launcher.beside("lazy")
-    if lazy.is_wanted():
-        lazy.postpone(str(Path(__file__).parent), ())  # of no tree: only what libraries put off
     for library in LIBRARIES:
         with suppress(ImportError):  # ComfyUI will tell
             importlib.import_module(library)
-    lazy.postpone_no_more()
     signal.alarm(0)
     gc.freeze()  # the children share the memory for as long as nobody writes to it
     request = ForkServer(socket.socket(fileno=descriptor), launcher.beside("guard")).serve()
@@ -194,7 +190,8 @@ class ForkServer:
                 warnings.simplefilter("ignore", DeprecationWarning)
                 pid = os.fork()
         except OSError as err:
-            os.write(output, f"cannot fork: {err.strerror}\n".encode())
+            with suppress(OSError):  # nobody may read it any more
+                os.write(output, f"cannot fork: {err.strerror}\n".encode())
             close(file, output)
             self.tell_end(number, NOT_STARTED)
             return None

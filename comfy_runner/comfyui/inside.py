@@ -30,6 +30,9 @@ IMPORT_TIMES = "COMFY_RUNNER_IMPORT_TIMES"
 """Variable with the path of the file that tells what is imported, see `import_times`; nothing is
 measured without it."""
 
+OUR_PACK = "comfy_runner_nodes"
+"""The pack of this project, which changes nothing in ComfyUI."""
+
 SCRIPT = "prestartup_script.py"
 """What ComfyUI runs of each pack before it imports torch."""
 
@@ -79,7 +82,9 @@ class PackTeller:
     load_custom_node, main.py execute_prestartup_script).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: Callable[[], object] = lambda: None) -> None:
+        """`before` is called before a pack that is not ours is loaded."""
+        self._before = before
         self._usual: Callable[..., Any] = importlib.util.spec_from_file_location
         self.told = ""
         """The pack that is loaded now; empty when none is."""
@@ -103,6 +108,8 @@ class PackTeller:
     def _spec(self, name: str, location: Any = None, **more: Any) -> Any:
         pack = "" if location is None else pack_of(Path(location))
         if pack:
+            if Path(pack).stem != OUR_PACK and pack != self.told:
+                self._before()
             self.tell(pack)
         spec = self._usual(name, location, **more)
         if pack and Path(location).name == SCRIPT and spec is not None and spec.loader is not None:

@@ -98,6 +98,8 @@ class Keeper:
         self.check_open()
         if self._phase == "failed" and not self.process.answers():  # which is counted already
             self.start_again(self._reason, low_memory=low_memory)
+        elif self._phase == "booting" and self.process.boots_plainly():
+            pass  # it failed in a shortened way, and is on its way in the usual one
         elif not self.process.alive:
             when = "while it started" if self._phase == "booting" else "between two runs"
             self.start_again(str(self.process.crashed(when)), low_memory=low_memory, fault=True)
@@ -197,7 +199,11 @@ class Keeper:
     def _notice_failed_boot(self) -> None:
         limit = self.process.config.boot_timeout
         if self._phase == "booting" and not self.process.alive:
-            self._fail(str(self.process.crashed("while it started")))
+            try:
+                if not self.process.boots_plainly():
+                    self._fail(str(self.process.crashed("while it started")))
+            except StartFailed as err:
+                self._fail(str(err))
         elif self._phase == "booting" and time.monotonic() - self._began > limit:
             self._fail(f"ComfyUI did not answer within {limit:.0f} s.")
 

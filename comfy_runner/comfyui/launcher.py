@@ -44,7 +44,7 @@ def main(tree: str, digest: str, arguments: Sequence[str]) -> None:
     inside.end_with_worker()
     if lazy.is_wanted():
         lazy.postpone(tree, arguments)
-    packs = inside.PackTeller()
+    packs = inside.PackTeller(before=lazy.run_own)
     packs.start()
     meter = None
     if written := os.environ.get(inside.IMPORT_TIMES):

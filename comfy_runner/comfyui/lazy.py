@@ -4,7 +4,8 @@
 gets it before it has been run; its first use runs it, in the same object. `from module import name`
 gives a `Name`, in whose place the real thing is put wherever it was imported to as soon as the
 module has been run. Only imports by who is named in the table are put off: a node pack, or another
-package, that imports the same has the module run at once.
+package, that imports the same has the module run at once. Before the first pack that is not ours is
+loaded, all of ComfyUI's own modules are run, since packs replace functions in them.
 
 What differs from a plain boot: a package that is installed but broken, or lacks a name, is told at
 the first use and not at the boot, and with the assets off their routes are not there. Until it is
@@ -28,7 +29,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from types import FrameType, ModuleType
 from typing import Any
@@ -50,6 +51,9 @@ REAL = "__comfy_runner_real__"
 """Name in a module that has put another in its place, for that one."""
 
 IMPORT_NAME, IMPORT_FROM = dis.opmap["IMPORT_NAME"], dis.opmap["IMPORT_FROM"]
+
+OWN = "comfy"
+"""The package in which node packs replace functions."""
 
 EXCEPTIONS = ("Error", "Exception", "Warning")
 """How the names of classes end that may stand after `except`."""
@@ -110,7 +114,6 @@ class Deferred:
 
 DEFERRED = (
     Deferred("torch._dynamo", "torch.compile; it imports sympy", by="comfy_kitchen"),
-    Deferred("torch.export", "nothing in ComfyUI; torch imports it for others", by="torch"),
     Deferred("torchvision", "some models and nodes; it imports torch._dynamo"),
     Deferred("torchaudio", "models and nodes for sound"),
     Deferred("transformers tokenizers", "text encoders, when one is loaded"),
@@ -157,6 +160,16 @@ def postpone_no_more() -> None:
         if isinstance(each, Postponer):
             each.is_over = True
     _note_places()
+
+
+def run_own() -> None:
+    """Run the modules of ComfyUI itself that were put off: packs replace functions in them.
+
+    Else a module that is run later would take what a pack has put into another for ComfyUI's own.
+    """
+    for name, module in list(sys.modules.items()):
+        if type(module) is Unrun and name.partition(".")[0] == OWN:
+            run(module)
 
 
 class Postponer(importlib.abc.MetaPathFinder):
@@ -430,7 +443,10 @@ def _run(module: ModuleType, state: State) -> None:
     own = _own(module)
     name, usual = own["__name__"], state.loader.usual
     own["__spec__"].loader = own["__loader__"] = usual
-    usual.exec_module(module)
+    # A node runs in torch's inference mode, in which what a module makes could not be learned with.
+    inference_mode = getattr(sys.modules.get("torch"), "inference_mode", None)
+    with inference_mode(False) if inference_mode else nullcontext():
+        usual.exec_module(module)
     own["__spec__"].loader_state = state.names  # they stay, for whoever has a weak reference
     del own[STATE]
     module.__class__ = ModuleType

@@ -95,9 +95,10 @@ def can_fork(config: Config, device: str) -> bool:
 
 
 def import_ahead(config: Config, environment: Mapping[str, str] = os.environ) -> None:
-    """Have what a start needs imported from now on, where ComfyUI will be forked; returns at once.
+    """Have what a start needs imported from now on, where ComfyUI will be forked.
 
-    What goes wrong is told by the start.
+    The imports are not waited for. Which device ComfyUI gets is asked first, see `choose_device`,
+    which may take its time. What goes wrong is told by the start.
     """
     if can_fork(config, choose_device(config, environment)[0]):
         variables = comfyui_environment(config, environment, is_lazy=config.lazy_boot)
@@ -146,6 +147,7 @@ class ComfyProcess:
         """When the last start began, by `time.monotonic`."""
         self._cut_short = False
         """Whether the last start was lazy or forked."""
+        self._is_lazy = False
         self._plain = False
         """Whether no other start is to be so, since one failed."""
         self._forks = True
@@ -183,6 +185,16 @@ class ComfyProcess:
         """
         child = self._child
         return () if child is None else boot_phases(self._began, child.phases, child.packs)
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether the last start put imports off."""
+        return self._is_lazy
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether the last start was from a fork server."""
+        return self._child is not None and isinstance(self._child.started, Forked)
 
     @property
     def has_failed_shortened(self) -> bool:
@@ -313,8 +325,7 @@ class ComfyProcess:
                     raise StartFailed("ComfyUI was stopped while it started.")
                 if self._child is not child:  # another thread started it again
                     continue
-                taken = f"Port {self.port} is already in use"
-                if attempt < PORT_ATTEMPTS and any(taken in line for line in child.lines):
+                if attempt < PORT_ATTEMPTS and self._lost_port(child):
                     log.warning("port %d was taken while ComfyUI started; once more", self.port)
                     attempt += 1
                     self._spawn()
@@ -324,6 +335,27 @@ class ComfyProcess:
                     continue
             how = f"{self._killer(child, exit_code)} ({describe_exit(exit_code)})."
             self._fail(child, f"ComfyUI ended while it started{how}")
+
+    def boots_plainly(self) -> bool:
+        """Whether a shortened boot failed while nobody waited for it; ComfyUI boots again then.
+
+        Raises: `StartFailed` when that cannot be started.
+        """
+        with self._lock:
+            child = self._child
+            exit_code = None if child is None else child.started.poll()
+            if child is None or exit_code is None or not self._wanted or not self._cut_short:
+                return False
+            child.finish_reading()
+            if self._has_been_ready(child) or self._lost_port(child):
+                return False
+            self._boot_plainly(child, exit_code)
+            return True
+
+    def _lost_port(self, child: Child) -> bool:
+        """Whether somebody else got the port that was free."""
+        taken = f"Port {self.port} is already in use"
+        return any(taken in line for line in child.lines)
 
     def _boot_plainly(self, child: Child, exit_code: int) -> None:
         """Start ComfyUI again in the usual way, and tell why.
@@ -342,6 +374,8 @@ class ComfyProcess:
             self._spawn()
         finally:
             self._plain = not is_killed
+        if self._plain:
+            forking.close_idle()
 
     def stop(self) -> None:
         """Kill ComfyUI and everything it started; nothing happens when it does not run."""
@@ -380,7 +414,7 @@ class ComfyProcess:
         if self.import_times is not None:
             environment[IMPORT_TIMES] = str(self.import_times.absolute())
         known, arguments = digest(self.token), self._arguments()
-        self._cut_short = is_lazy
+        self._cut_short = self._is_lazy = is_lazy
         may_fork = self._forks and self.import_times is None and not self._plain
         if may_fork and can_fork(config, self.device):
             try:
