@@ -10,6 +10,8 @@
 cog and restart have the settings of this project, whatever the defaults are. All start ComfyUI with
 the same arguments and environment, one after the other, and take turns in who is first. Before,
 each is started once without being timed, so that bytecode is there and the disk's cache is warm.
+With --no-bytecode no boot finds any. There is no row restart then: the first boot of its ComfyUI
+would leave bytecode, and a fork server that has imported torch, to the second.
 
 Memory is PSS, in which what processes share counts once, summed over all processes that the row
 has started: ComfyUI, its guard, a fork server, and in the row cog also Cog's server and worker. Not
@@ -19,7 +21,6 @@ median; the peak is sampled during the boot that is not timed.
 """
 
 import argparse
-import logging
 import os
 import signal
 import statistics
@@ -27,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from subjects import (
@@ -37,6 +38,7 @@ from subjects import (
     bare_comfyui,
     cog_server,
     descendants,
+    lone_runner,
     machine,
     memory,
     print_table,
@@ -71,13 +73,14 @@ def main() -> None:
         plain = replace(config, lazy_boot=False, fork_server=False)
         with Runner(plain) as runner:
             flags = Flags.of(runner)
-        boots: Mapping[str, Boot] = {
+        boots: dict[str, Boot] = {
             "bare": lambda: untimed(bare_comfyui(config, flags)),
             "plain": lambda: untimed(Runner(plain)),
             "lazy": lambda: untimed(Runner(replace(plain, lazy_boot=True))),
             "cog": lambda: untimed(cog_server(config)),
-            "restart": lambda: restarted(config),
         }
+        if not options.no_bytecode:
+            boots["restart"] = lambda: restarted(config)
         peaks = {name: peak(boot) for name, boot in boots.items()}
         if options.no_bytecode:
             os.environ[NO_BYTECODE] = "1"
@@ -101,7 +104,7 @@ def arguments() -> argparse.Namespace:
         "--no-bytecode",
         action="store_true",
         help="PYTHONDONTWRITEBYTECODE is set and no boot finds bytecode, as in an image that was"
-        " built without",
+        " built without; then there is no row restart",
     )
     options = parser.parse_args()
     if options.repeats < 1:
@@ -119,23 +122,15 @@ def untimed(subject: AbstractContextManager[object]) -> Iterator[None]:
 @contextmanager
 def restarted(config: Config) -> Iterator[float]:
     """A runner whose ComfyUI was killed and is ready again; its fork server ends with it."""
-    before = descendants()
-    try:
-        with Runner(config) as runner:
-            process = runner.process
-            if process.comfyui_pid is None:
-                sys.exit("ComfyUI did not tell its process id.")
-            began = time.perf_counter()
-            os.kill(process.comfyui_pid, signal.SIGKILL)
-            process.restart()
-            process.wait_ready(config.boot_timeout)
-            yield began
-    finally:
-        # It would serve other rows, and share memory with them. Its end is no news.
-        logging.getLogger("comfy_runner.comfyui.forking").setLevel(logging.ERROR)
-        for number in descendants() - before:
-            with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
+    with lone_runner(config) as runner:
+        process = runner.process
+        if process.comfyui_pid is None:
+            sys.exit("ComfyUI did not tell its process id.")
+        began = time.perf_counter()
+        os.kill(process.comfyui_pid, signal.SIGKILL)
+        process.restart()
+        process.wait_ready(config.boot_timeout)
+        yield began
 
 
 def time_boot(boot: Boot) -> Timed:

@@ -11,9 +11,10 @@ than make the fetch about as long as a bare boot.
   preload   the same by COMFY_RUNNER_PRELOAD, which names the workflow, as in a Cog model's setup
 
 The last three end with the first file that the run yields, and so have the same work; `turns` is
-the baseline. Each time the home and the models folder are new. The rows take turns in who is first;
-a bare boot and a run before them are not timed. ComfyUI computes with OMP_NUM_THREADS=1 unless that
-is set: several threads on shared cores now and then wait for each other for seconds.
+the baseline. Each time the home, the models folder and the fork server, if any, are new. The rows
+take turns in who is first; a bare boot and a run before them are not timed. ComfyUI computes with
+OMP_NUM_THREADS=1 unless that is set: several threads on shared cores now and then wait for each
+other for seconds.
 """
 
 import argparse
@@ -34,11 +35,10 @@ from typing import Any, ClassVar
 
 import numpy
 from safetensors.numpy import save_file
-from subjects import Flags, bare_comfyui, machine, print_table, rounds, workplace
+from subjects import Flags, bare_comfyui, lone_runner, machine, print_table, rounds, workplace
 
 from comfy_runner.comfyui import saved_catalog
 from comfy_runner.config import PROJECT, Config
-from comfy_runner.runner import Runner
 from comfy_runner.runs.plan import Plan, prepare
 from comfy_runner.runs.preloading import Ahead
 from comfy_runner.runs.results import Output
@@ -74,7 +74,7 @@ def main() -> None:
         size = make_weights(served)
         named = config.home / "workflow.json"
         named.write_text(json.dumps(workflow()))
-        with Runner(config) as runner:
+        with lone_runner(config) as runner:
             flags = Flags.of(runner)
         boot = timed_boot(config, flags)
         with server(served, options.rate * 1e6 if options.rate else size / boot) as (url, rate):
@@ -206,7 +206,7 @@ def timed_picture(config: Config, request: Request, *, ahead: bool) -> float:
     began = time.perf_counter()
     plan = planned(config, request) if ahead else None
     wanted = Ahead.of(plan, request, lambda _: None) if plan else None
-    with Runner(config, wanted) as runner, closing(runner.run(request)) as updates:
+    with lone_runner(config, wanted) as runner, closing(runner.run(request)) as updates:
         for update in updates:
             if isinstance(update, Output):
                 return time.perf_counter() - began

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import requests
 
+from comfy_runner.comfyui import forking
 from comfy_runner.comfyui.device import choose_device
 from comfy_runner.comfyui.process import child_environment, free_port
 from comfy_runner.config import PROJECT, Config
 from comfy_runner.runner import Runner
+from comfy_runner.runs.preloading import Ahead
 
 sys.path.append(str(PROJECT / "tests"))  # they start the real server in the same way
 from cog_server import CogServer, ServerFailed  # noqa: F401 - the soak has it from here
@@ -99,6 +101,20 @@ class Flags:
             else argument.replace(str(self.folder), str(folder))
             for argument in self.arguments
         ]
+
+
+@contextmanager
+def lone_runner(config: Config, ahead: Ahead | None = None) -> Iterator[Runner]:
+    """A started runner whose fork server ends with it.
+
+    It would serve the next runners of this program, which would find torch imported, and share
+    memory with them.
+    """
+    try:
+        with Runner(config, ahead) as runner:
+            yield runner
+    finally:
+        forking.close_idle()
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,10 @@ class Boot:
     config: Config
     device: str
     """`cpu` or `cuda`."""
-    has_failed_shortened: bool
-    """Whether it is the second try, after a lazy or forked one that failed."""
+    is_lazy: bool
+    """Whether imports were put off."""
+    is_forked: bool
+    """Whether it was from a fork server."""
     phases: tuple[Phase, ...]
     times: ImportTimes | None
     """What it imported; None where that was not asked for."""
@@ -78,16 +80,24 @@ class Boot:
     @property
     def why_not_lazy(self) -> str:
         """Why it imported everything at once; empty when it did not."""
-        if not self.config.lazy_boot:
-            return "COMFY_RUNNER_LAZY_BOOT is off"
-        return GIVEN_UP if self.has_failed_shortened else ""
+        if self.is_lazy:
+            return ""
+        return GIVEN_UP if self.config.lazy_boot else "COMFY_RUNNER_LAZY_BOOT is off"
+
+    @property
+    def why_not_forked(self) -> str:
+        """Why it was not from a fork server; empty when it was."""
+        if self.is_forked:
+            return ""
+        return self.why_never_forked or (GIVEN_UP if self.times is None else NOT_MEASURED)
 
     @property
     def why_never_forked(self) -> str:
-        """Why no start of this ComfyUI is forked; empty where they are."""
+        """Why no start of this ComfyUI is forked, measured or not; empty where they are."""
         if not self.config.fork_server:
             return "COMFY_RUNNER_FORK_SERVER is off"
-        return self._why_impossible or (GIVEN_UP if self.has_failed_shortened else "")
+        has_failed = self.config.lazy_boot and not self.is_lazy
+        return self._why_impossible or (GIVEN_UP if has_failed else "")
 
     @property
     def _why_impossible(self) -> str:
@@ -118,8 +128,8 @@ class Boot:
         told: dict[str, Any] = {
             "seconds": self.seconds,
             "device": self.device,
-            "lazy_boot": {"used": not self.why_not_lazy, "why_not": self.why_not_lazy},
-            "fork_server": {"used": not self.why_never_forked, "why_not": self.why_never_forked},
+            "lazy_boot": {"used": self.is_lazy, "why_not": self.why_not_lazy},
+            "fork_server": {"used": self.is_forked, "why_not": self.why_not_forked},
             "phases": [
                 {**self._row(phase), "packs": [self._row(part) for part in phase.parts]}
                 for phase in self.phases
@@ -150,6 +160,7 @@ class Boot:
 
 
 GIVEN_UP = "a shortened start has failed"
+NOT_MEASURED = "not to measure this, so that all imports are in it"
 
 
 def measure(config: Config, *, profile: bool = False) -> Boot:
@@ -175,7 +186,7 @@ def measure(config: Config, *, profile: bool = False) -> Boot:
             process.stop()
     if not phases:
         raise StartFailed("ComfyUI did not tell how it started.")
-    return Boot(config, process.device, process.has_failed_shortened, phases, times)
+    return Boot(config, process.device, process.is_lazy, process.is_forked, phases, times)
 
 
 def gains(boot: Boot) -> tuple[Gain, ...]:
@@ -200,7 +211,7 @@ def _packs(boot: Boot, times: ImportTimes) -> Iterator[Gain]:
         imported = [row for row in boot.packages_of(name) if row[0] != name]
         what = f"The node pack {name} takes {seconds:.2f} s to load{_named(imported)}."
         cure = f"Where no workflow needs it, take it out of {boot.config.custom_nodes}."
-        if pulled and not boot.why_not_lazy:
+        if pulled and boot.is_lazy:
             what += f" A lazy boot would do without {', '.join(pulled)}."
             cure += " Where one does, let it import that inside of its functions."
         yield Gain(seconds, what, cure)
@@ -214,7 +225,7 @@ def _bytecode(boot: Boot, times: ImportTimes) -> Iterator[Gain]:
     count = sum(each.modules for each in times.compiled)
     named = _named([(each.name, each.seconds) for each in times.compiled])
     what = f"{count} modules had no bytecode and were compiled{named}."
-    folders = sorted({str(_root(boot.config, file)) for file in files})
+    folders = sorted({str(_folder(boot.config, file)) for file in files})
     command = shlex.join([sys.executable, "-m", bytecode.__name__, *folders])
     if all(bytecode.is_compiled(file) for file in files):
         what += " It has been written, so that the next start here finds it."
@@ -228,12 +239,12 @@ def _bytecode(boot: Boot, times: ImportTimes) -> Iterator[Gain]:
 def _lazy_boot(boot: Boot, times: ImportTimes) -> Iterator[Gain]:
     ours = [each for each in times.deferrable if not each.pack]
     seconds = sum(each.seconds for each in ours)
-    if not boot.why_not_lazy or seconds < WORTH_TELLING:
+    if boot.is_lazy or seconds < WORTH_TELLING:
         return
     named = _named([(each.name, each.seconds) for each in ours])
     what = f"Packages were imported that most workflows never need{named}: {boot.why_not_lazy}."
     cure = "Set COMFY_RUNNER_LAZY_BOOT=true."
-    if boot.has_failed_shortened:
+    if boot.config.lazy_boot:
         cure = "The log above tells why; where a node pack is to blame, take that out."
     yield Gain(seconds, what, cure)
 
@@ -260,10 +271,10 @@ def _named(rows: Sequence[tuple[str, float]]) -> str:
     return f" ({', '.join(told)})" if told else ""
 
 
-def _root(config: Config, file: Path) -> Path:
+def _folder(config: Config, file: Path) -> Path:
     """The folder to compile so that this file is compiled."""
     libraries = (Path(sysconfig.get_path(name)) for name in ("purelib", "stdlib"))
     for folder in (config.custom_nodes, config.comfyui, *libraries):
         if file.is_relative_to(folder):
-            return folder
+            return bytecode.left_out(file, folder) or folder
     return file.parent

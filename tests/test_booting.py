@@ -1,6 +1,8 @@
 """A measured start: of the real ComfyUI, with node packs that do what makes a start slow."""
 
 import json
+import shlex
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +18,7 @@ from comfy_runner.booting import Boot
 from comfy_runner.comfyui import bytecode
 from comfy_runner.comfyui.import_times import Compiled, Deferrable, ImportTimes, Package
 from comfy_runner.comfyui.phases import Phase
-from comfy_runner.config import Config
+from comfy_runner.config import PROJECT, Config
 from comfy_runner.errors import InvalidInput, StartFailed
 
 NODES = "\nNODE_CLASS_MAPPINGS = {}\n"
@@ -135,6 +137,10 @@ def test_a_profile_is_shown_with_what_to_gain(program: Program) -> None:
 
 def test_a_profile_can_be_read_by_a_program(profiled: Boot) -> None:
     told = json.loads(json.dumps(profiled.as_json()))
+    assert told["lazy_boot"] == {"used": True, "why_not": ""}
+    if sys.platform == "linux":
+        why_not = "not to measure this, so that all imports are in it"
+        assert told["fork_server"] == {"used": False, "why_not": why_not}
     profile = told["profile"]
     assert {pack["name"] for pack in profile["packs"]} == {"early", "eager", "slow pack"}
     assert profile["packages"][0].keys() == {"name", "modules", "seconds"}
@@ -157,11 +163,35 @@ def test_a_comfyui_that_does_not_start_is_told_with_its_last_lines(config: Confi
         booting.measure(replace(config, comfyui_args=("--port", "1")))
 
 
+KILLED_UNLESS_PLAIN = """
+import os, signal
+if "COMFY_RUNNER_LAZY_BOOT" in os.environ:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("profile", [False, True])
+def test_a_start_that_was_killed_and_done_again_was_not_shortened(
+    config: Config, tmp_path: Path, profile: bool
+) -> None:
+    """Which is not remembered against the next one, and so is to be told of this one."""
+    pack = tmp_path / "killed" / "prestartup_script.py"
+    pack.parent.mkdir()
+    pack.write_text(KILLED_UNLESS_PLAIN)
+    (pack.parent / "__init__.py").write_text(NODES)
+    told = booting.measure(replace(config, custom_nodes=tmp_path), profile=profile).as_json()
+    not_used = {"used": False, "why_not": "a shortened start has failed"}
+    assert told["lazy_boot"] == not_used
+    if sys.platform == "linux":
+        assert told["fork_server"] == not_used
+    assert [phase["name"] for phase in told["phases"]][:2] == ["interpreter", "torch"]
+
+
 # What to gain, where the machine or the settings are others
 
 
 def boot(
-    times: Mapping[str, Any], *, device: str = "cpu", failed: bool = False, **more: Any
+    times: Mapping[str, Any], *, device: str = "cpu", is_lazy: bool = True, **more: Any
 ) -> Boot:
     """A start of 10 s, 4 s of them until torch was there."""
     phases = (
@@ -170,9 +200,8 @@ def boot(
         Phase("nodes", 104.0, 110.0),
     )
     empty: dict[str, Any] = {"packages": (), "compiled": (), "deferrable": (), "cpu": 3.0}
-    return Boot(
-        Config(**more), device, failed, phases, ImportTimes(**{**empty, "disk": None, **times})
-    )
+    profile = ImportTimes(**{**empty, "disk": None, **times})
+    return Boot(Config(**more), device, is_lazy, False, phases, profile)
 
 
 def test_nothing_is_to_gain_where_all_is_well() -> None:
@@ -183,11 +212,11 @@ def test_nothing_is_to_gain_where_all_is_well() -> None:
 
 def test_a_boot_that_is_not_lazy_could_be() -> None:
     rows = (Deferrable("scipy", "", 2.0), Deferrable("kornia", "a pack", 1.0))
-    (gain,) = booting.gains(boot({"deferrable": rows}, lazy_boot=False))
+    (gain,) = booting.gains(boot({"deferrable": rows}, is_lazy=False, lazy_boot=False))
     assert (gain.seconds, gain.cure) == (2.0, "Set COMFY_RUNNER_LAZY_BOOT=true.")
     assert "(scipy 2.00 s): COMFY_RUNNER_LAZY_BOOT is off." in gain.what
     assert booting.gains(boot({"deferrable": rows[:1]})) == ()
-    (gain,) = booting.gains(boot({"deferrable": rows[:1]}, failed=True))
+    (gain,) = booting.gains(boot({"deferrable": rows[:1]}, is_lazy=False))
     assert "a shortened start has failed" in gain.what
     assert "The log above tells why" in gain.cure
 
@@ -204,6 +233,16 @@ def test_a_fork_server_helps_where_there_can_be_one(monkeypatch: pytest.MonkeyPa
     assert boot({}).why_never_forked == "only Linux has it"
 
 
+def test_a_fork_that_was_not_possible_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    measured = replace(boot({}), times=None)
+    assert measured.why_not_forked == "a shortened start has failed"
+    assert measured.why_not_lazy == ""
+    assert replace(measured, is_forked=True).why_not_forked == ""
+    off = replace(measured, config=Config(fork_server=False))
+    assert off.why_not_forked == "COMFY_RUNNER_FORK_SERVER is off"
+
+
 def test_bytecode_that_is_there_no_longer_compiles_the_next_start(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text("")
     row = Compiled("one", 7, 0.5, str(tmp_path / "one.py"))
@@ -216,6 +255,22 @@ def test_bytecode_that_is_there_no_longer_compiles_the_next_start(tmp_path: Path
     (gain,) = booting.gains(boot({"compiled": (row,)}, custom_nodes=tmp_path))
     assert "the next start here finds it" in gain.what
     assert "run in its build" in gain.cure
+
+
+@pytest.mark.parametrize("place", ["networkx", "transformers/models/vit", "a/tests/b"])
+def test_what_is_left_out_elsewhere_is_compiled_by_the_cure(tmp_path: Path, place: str) -> None:
+    folder = tmp_path
+    for name in place.split("/"):
+        folder /= name
+        folder.mkdir()
+        (folder / "__init__.py").write_text("")
+    (tmp_path / "other.py").write_text("")
+    row = Compiled("some", 2, 0.5, str(folder / "__init__.py"))
+    (gain,) = booting.gains(boot({"compiled": (row,)}, custom_nodes=tmp_path))
+    command = gain.cure.partition(": ")[2]
+    subprocess.run(shlex.split(command), cwd=PROJECT, check=True)
+    assert bytecode.is_compiled(folder / "__init__.py", by_hash=True)
+    assert not bytecode.is_compiled(tmp_path / "other.py")
 
 
 def test_what_came_from_the_disk_cost_what_was_not_computed() -> None:

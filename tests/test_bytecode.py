@@ -14,7 +14,13 @@ import pytest
 import yaml
 
 from comfy_runner.comfyui import bytecode
-from comfy_runner.comfyui.bytecode import boot_modules, compile_folder, is_compiled, modules
+from comfy_runner.comfyui.bytecode import (
+    boot_modules,
+    compile_folder,
+    is_compiled,
+    left_out,
+    modules,
+)
 from comfy_runner.config import PROJECT
 
 BOOT_TIMEOUT = 180
@@ -96,6 +102,28 @@ def test_a_folder_is_compiled_once_and_for_good(tmp_path: Path) -> None:
     assert all(map(is_compiled, sources))
     assert compile_folder(tmp_path) == ""
     assert {path: path.stat().st_ino for path in tmp_path.rglob("*.pyc")} == compiled
+
+
+def test_what_is_named_is_compiled_even_where_it_is_left_out(tmp_path: Path) -> None:
+    """From `tests`, in which a project may lie, no more follows than from any other name."""
+    folder = tmp_path / "tests" / "packages"
+    write(folder, "networkx/__init__.py", "networkx/tests/__init__.py", "networkx/tests/t.py")
+    write(folder, "other/__init__.py", "other/tests/t.py", "other/tests/tests/t.py", "pip/p.py")
+    inner = folder / "networkx" / "tests"
+    everything = sorted(folder.rglob("networkx/**/*.py"))
+    assert sorted(modules(folder)) == [folder / "other" / "__init__.py"]
+    assert sorted(modules(folder / "other")) == [folder / "other" / "__init__.py"]
+    assert sorted(modules(folder / "networkx")) == everything
+    assert sorted(modules(inner)) == [inner / "__init__.py", inner / "t.py"]
+    assert len(list(modules(folder / "other" / "tests"))) == 2
+    for source in everything:
+        found = left_out(source, folder)
+        assert found == folder / "networkx"
+    assert left_out(folder / "other" / "tests" / "t.py", folder) == folder / "other" / "tests"
+    assert left_out(folder / "other" / "__init__.py", folder) is None
+    file = folder / "pip" / "p.py"
+    run("-P", bytecode.__file__, file)
+    assert [path for path in folder.rglob("*.py") if is_compiled(path)] == [file]
 
 
 def test_a_changed_module_is_not_run_as_it_was_and_is_compiled_again(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the benchmarks measure memory with: `benchmarks/subjects.py`."""
+"""What the benchmarks start and measure memory with: `benchmarks/subjects.py`."""
 
 import subprocess
 import sys
@@ -9,7 +9,9 @@ import pytest
 from graphs import HERE
 
 sys.path.append(str(HERE.parent / "benchmarks"))  # its modules are programs, no package
-from subjects import PeakMemory, descendants, memory
+from subjects import PeakMemory, descendants, lone_runner, memory
+
+from comfy_runner.config import Config
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells in /proc")
 
@@ -56,6 +58,17 @@ def test_what_processes_share_counts_once() -> None:
         assert both is not None
         assert SIZE < single < SIZE + 20 * MIB
         assert SIZE < both < SIZE + 30 * MIB
+
+
+def test_nothing_that_a_runner_has_started_serves_the_next_one(
+    comfy_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Etc/GMT+6")  # a fork server that no other test uses
+    before = descendants()
+    with lone_runner(comfy_config) as runner:
+        assert runner.process.is_forked
+        assert descendants() - before
+    assert not descendants() - before
 
 
 def test_no_process_holds_no_memory() -> None:

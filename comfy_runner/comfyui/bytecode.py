@@ -68,7 +68,7 @@ HEAD = 16  # bytes
 
 
 def main() -> int:
-    """Compile the folders that are named; by default our packages and our own code."""
+    """Compile the folders and files that are named; by default our packages and our own code."""
     packages, ours = Path(sysconfig.get_path("purelib")), Path(__file__).parents[1]
     own = [packages, ours, ours.parent / "custom_nodes"]
     folders = [Path(name) for name in sys.argv[1:]] or own
@@ -79,11 +79,11 @@ def main() -> int:
 
 
 def compile_folder(folder: Path) -> str:
-    """Write bytecode for every module of a folder that has none of ours.
+    """Write bytecode for every one of the `modules` of a folder, or a file, that has none of ours.
 
-    `LEFT_OUT` and files that are no Python stay without. It is written where this Python looks for
-    it, which PYTHONPYCACHEPREFIX decides. Returns why some could not be written, in a few words;
-    empty when all was.
+    Files that are no Python stay without. It is written where this Python looks for it, which
+    PYTHONPYCACHEPREFIX decides. Returns why some could not be written, in a few words; empty when
+    all was.
     """
     due = [path for path in modules(folder) if not is_compiled(path, by_hash=True)]
     if len(due) < POOL:
@@ -98,13 +98,38 @@ def compile_folder(folder: Path) -> str:
 
 
 def modules(folder: Path) -> Iterator[Path]:
-    """Every Python file of a folder but `LEFT_OUT` and what is hidden."""
+    """Every Python file of a folder but `LEFT_OUT` and what is hidden; a file is itself.
+
+    Whoever names a folder that is left out, or lies in such a one, gets all of it.
+    """
+    if folder.is_file():
+        yield folder
+        return
+    is_whole = _is_left_out(folder)
     top = len(str(folder))
     for here, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith((".", "__pycache__"))]
+        inside = here[top:]
         for name in names:
-            if name.endswith(".py") and not LEFT_OUT.search(f"{here[top:]}/{name}"):
+            if name.endswith(".py") and (is_whole or not LEFT_OUT.search(f"{inside}/{name}")):
                 yield Path(here, name)
+
+
+def left_out(source: Path, folder: Path) -> Path | None:
+    """The folder around a file that is `LEFT_OUT` where all of `folder` is compiled; else None."""
+    inside = f"/{source.relative_to(folder).as_posix()}"
+    found = LEFT_OUT.search(inside)
+    return None if found is None else folder / inside[1 : found.end()]
+
+
+def _is_left_out(folder: Path) -> bool:
+    """Whether a folder is, or lies in, what is left out of where its package lies.
+
+    Folders above that do not count: a project may lie in one that is called `tests`.
+    """
+    whole = folder.absolute()
+    above = (each for each in whole.parents if not (each / "__init__.py").is_file())
+    return LEFT_OUT.search(f"/{whole.relative_to(next(above, whole)).as_posix()}/") is not None
 
 
 def boot_modules(folder: Path) -> Iterator[Path]:
