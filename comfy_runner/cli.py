@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -45,14 +45,17 @@ from comfy_runner.command_line import (
 )
 from comfy_runner.config import Config
 from comfy_runner.console import Narration, errors, show_inputs, show_plan
+from comfy_runner.convert import ui
 from comfy_runner.convert.editor import Conversion
 from comfy_runner.convert.formats import read_workflow
 from comfy_runner.converting import convert_all, to_json, write
 from comfy_runner.doctor import examine
 from comfy_runner.errors import CallerError, ComfyRunnerError, MachineError, RunError
 from comfy_runner.graph import inputs as workflow_inputs
+from comfy_runner.graph.document import is_editor, load
 from comfy_runner.graph.nodes import NodeCatalog
 from comfy_runner.graph.values import FileName
+from comfy_runner.graph.workflow import parse
 from comfy_runner.manifest_commands import manifest_app
 from comfy_runner.pack_commands import nodes_app
 from comfy_runner.publishing_commands import new, schema_diff
@@ -117,9 +120,6 @@ class Way(StrEnum):
     ARCHIVE = "archive"
     GIT = "git"
 
-
-UNKNOWN_MODEL = ("unknown_model", "ambiguous_model", "bad_model_name")
-"""Problems that there may be because a node pack lists other folders or endings."""
 
 NO_FILE = "Check the path; a text that begins with @ is written with two: @@."
 
@@ -291,19 +291,19 @@ def check(
         )
         plan = _plan(config, known.catalog, request)
     except CallerError as err:
-        doubt = known.doubt if known is not None and _is_unsure(err) else ""
+        doubt = known.doubt if known is not None else ""
         if as_json:
             problems = [problem.as_json() for problem in err.problems]
-            told = {"doubt": f"{doubt} {DOUBT_CURE}"} if doubt else {}
-            print(json.dumps({"problems": problems, **told}))
+            print(json.dumps({"problems": problems, **_doubt_as_json(doubt)}))
             sys.exit(EXIT_CALLER)
-        if doubt:
-            tell_doubt(doubt)
+        tell_doubt(doubt)
         raise
     random_seeds = seed is None and not keep_seeds
     if as_json:
-        print(json.dumps({"problems": [], **plan.as_json(), "random_seeds": random_seeds}))
+        told = {**plan.as_json(), "random_seeds": random_seeds, **_doubt_as_json(known.doubt)}
+        print(json.dumps({"problems": [], **told}))
     else:
+        tell_doubt(known.doubt)
         show_plan(plan, random_seeds=random_seeds)
 
 
@@ -371,7 +371,7 @@ def convert(
         return
     if len(workflows) > 1:
         refuse("no_folder", "There are several workflows.", "Give --out-dir DIR.", "WORKFLOW")
-    with doubts_told(config):
+    with doubts_told(config) if object_info is None else nullcontext():
         conversion = converted(workflows[0])
     tell_remarks(conversion)
     if out is None:
@@ -474,17 +474,30 @@ def _check_early(config: Config, request: Request) -> Plan | None:
     try:
         plan = _plan(config, known.catalog, request)
     except CallerError as err:
-        if not _is_unsure(err, doubtful=bool(known.doubt)):
+        if known.doubt:
+            _check_alone(config, request)
+        elif not any(problem.code in OUTDATED for problem in err.problems):
             raise
         return None
     urls = len(plan.asked) + sum(need.is_url for need in plan.files)
     return plan if urls <= config.max_urls else None  # which the run refuses
 
 
-def _is_unsure(err: CallerError, *, doubtful: bool = True) -> bool:
-    """Whether ComfyUI, once it runs, may know better; `doubtful`: about model folders, too."""
-    codes = (*OUTDATED, *UNKNOWN_MODEL) if doubtful else OUTDATED
-    return any(problem.code in codes for problem in err.problems)
+def _check_alone(config: Config, request: Request) -> None:
+    """Raises: `CallerError` for what is wrong whatever nodes there are."""
+    read_manifest(config.manifest)
+    node_policy(config)
+    with tempfile.TemporaryDirectory() as folder:
+        InputFolder(Path(folder), config.max_input_bytes).lay(request.files)
+    graph = load(request.document)
+    if is_editor(graph):
+        ui.read(graph)
+    else:
+        parse(graph)
+
+
+def _doubt_as_json(doubt: str) -> dict[str, str]:
+    return {"doubt": f"{doubt} {DOUBT_CURE}"} if doubt else {}
 
 
 def _convert_into(

@@ -87,6 +87,8 @@ class Runner:
         """What is installed, looked at while ComfyUI starts."""
         self._started_with: Future[str] | None = None
         """The fingerprint of what ComfyUI has loaded."""
+        self._known_restarts = 0
+        """As `restarts`, when that fingerprint was taken."""
 
     @property
     def why(self) -> str:
@@ -119,7 +121,7 @@ class Runner:
                 self.timeline.timed("preload", wait) if self.config.preload else wait
             )
             self._keeper.start()
-            self._started_with = self._looker.submit(saved_catalog.fingerprint, self.config)
+            self._look_at_files()
             fetched.result()
             if self.config.warm_up is not None:
                 self._warm_up(self.config.warm_up, credentials or {})
@@ -177,17 +179,28 @@ class Runner:
         elif self._catalog is None:
             ask = functools.partial(self._ask, ComfyClient.catalog)
             with self.timeline.phase("catalog"):
-                self._catalog = saved_catalog.of(self.config, ask)
+                self._catalog = saved_catalog.of(self.config, ask, self._fingerprint())
         return self._catalog
 
-    def _fingerprint(self) -> str:
-        """That of the files that ComfyUI runs, which may have been changed since; empty if unknown.
+    def _look_at_files(self) -> None:
+        """Take the fingerprint of what ComfyUI, which has just been started, loads."""
+        self._known_restarts = self._keeper.restarts
+        self._started_with = self._looker.submit(saved_catalog.fingerprint, self.config)
 
-        Raises: `OSError` for a file that could not be looked at.
-        """
-        if self._started_with is None or self._keeper.restarts:
+    def _notice_restart(self) -> None:
+        """Look at the files again where ComfyUI was started again; right after that may be."""
+        if self._keeper.restarts != self._known_restarts and not self._keeper.closed:
+            self._look_at_files()
+
+    def _fingerprint(self) -> str:
+        """That of the files that ComfyUI runs, which may be others by now; empty if unknown."""
+        if self._started_with is None or self._keeper.restarts != self._known_restarts:
             return ""
-        return self._started_with.result()
+        try:
+            return self._started_with.result()
+        except OSError as err:
+            log.warning("ComfyUI's files cannot be looked at: %s", err)
+            return ""
 
     def surroundings(self) -> Surroundings:
         """What is installed, as it was when ComfyUI was first started, and what it runs on now.
@@ -230,6 +243,7 @@ class Runner:
         finally:
             if self.process.low_memory:
                 self._keeper.start_again("The run that needs less memory is over", quiet=True)
+                self._notice_restart()
 
     def with_ahead(self, update: Update) -> Update:
         """An update of the first run, with what was fetched for it while ComfyUI started."""
@@ -276,8 +290,11 @@ class Runner:
         The text of an error for want of memory tells what filled it.
         """
         self._begun = self._gave_output = False
-        self._keeper.occupied = self._keeper.occupied or not self._is_settled()
-        self._keeper.bring_up(deadline, low_memory=low_memory)
+        self._keeper.occupied = self._keeper.occupied or not self._is_settled(deadline)
+        try:
+            self._keeper.bring_up(deadline, low_memory=low_memory)
+        finally:
+            self._notice_restart()
         self.process.forget_lines()
         try:
             for folder in (self._results, self.process.output, self.process.temp):
@@ -316,20 +333,23 @@ class Runner:
         finally:
             free = run.end()
             self._keeper.after_run(free=free, fault=fault, replaced=replaced)
+            self._notice_restart()
 
-    def _is_settled(self) -> bool:
+    def _is_settled(self, deadline: float) -> bool:
         """Whether ComfyUI has forgotten the run before; it is asked to while the result goes out.
 
-        If not, whatever keeps it from answering would keep the next run, too.
+        If not, whatever keeps it from answering would keep the next run, too. Raises: `TimedOut`
+        when it has not answered by the `deadline`.
         """
         if self._connected is None or self._address != (self.process.base_url, self.process.token):
             return True  # it was started again, and knows of none
         try:
-            self._connected.settle()
+            if self._connected.settle(deadline - time.monotonic()):
+                return True
         except (MachineError, Disconnected) as err:
             log.warning("ComfyUI cannot be asked to forget a run: %s", err)
             return False
-        return True
+        raise TimedOut("The time for the run was over before ComfyUI had forgotten the last one.")
 
     def _explained(self, err: RunError, before: str) -> RunError:
         """The error of a run that is out of memory, with what filled it."""

@@ -190,10 +190,13 @@ def test_a_weight_that_does_not_come_is_told_once(remote: Program, server: FileS
 
 
 def test_bad_input_is_told_before_anything_is_fetched(remote: Program, server: FileServer) -> None:
+    usual = remote.environment
+    no_packs = {"COMFY_RUNNER_CUSTOM_NODES": str(remote.folder / "packs")}
+    remote.environment = {**usual, **no_packs}  # else only ComfyUI knows them
     _, err = remote(*UPSCALE, "-i", "nope.x=1", code=2)
     assert "input nope.x: No node" in err
     assert "Starting ComfyUI" not in err
-    remote.environment = {**remote.environment, "COMFY_RUNNER_MAX_URLS": "0"}
+    remote.environment = {**usual, "COMFY_RUNNER_MAX_URLS": "0"}
     url = server.serve("other.safetensors", UPSCALER)
     with_fault(remote, "serve")(*UPSCALE, "-i", f"2.model_name={url}", code=2)
     assert server.asked == []
@@ -220,6 +223,18 @@ def test_a_bad_workflow_is_told_before_anything_is_started(
     _, err = program("run", program.workflow(document), code=2)
     assert says in err
     assert "Starting ComfyUI" not in err
+
+
+def test_what_only_comfyui_can_settle_is_left_to_it(program: Program, tmp_path: Path) -> None:
+    """Its packs were never started, and may know other nodes, limits and models than are known."""
+    home = {"COMFY_RUNNER_HOME": str(tmp_path / "home")}
+    program.environment = {**with_fault(program, "serve").environment, **home}
+    for document in ({"1": {"inputs": {}}}, {"nodes": [5], "links": []}):
+        _, err = program("run", program.workflow(document), code=2)
+        assert "Starting ComfyUI" not in err
+    _, err = program("run", program.workflow(picture(width=0)), code=2)
+    assert "Starting ComfyUI" in err
+    assert "below the minimum" not in err, "the one that was started has no such node"
 
 
 def test_a_workflow_comes_from_many_places(program: Program) -> None:
@@ -290,7 +305,8 @@ def test_check_tells_what_would_happen_and_every_problem(program: Program) -> No
 def test_no_command_but_a_run_waits_for_comfyui(program: Program, tmp_path: Path) -> None:
     """There is none here, and no catalog of an earlier one."""
     alone = {"COMFY_RUNNER_HOME": str(tmp_path / "home"), "COMFY_RUNNER_COMFYUI": "/nowhere"}
-    program.environment = {**program.environment, **alone}
+    no_packs = {"COMFY_RUNNER_CUSTOM_NODES": str(tmp_path / "packs")}
+    program.environment = {**program.environment, **alone, **no_packs}
     assert "9 nodes would run." in program("check", SAMPLED)[0]
     assert "Positive prompt.text" in program("inputs", SAMPLED)[0]
     assert json.loads(program("convert", SAMPLED)[0]).keys() == bundled("text_to_picture").keys()
@@ -328,6 +344,12 @@ def test_the_nodes_of_packs_are_known_once_comfyui_was_started(
     out, err = program("check", workflow, code=2)
     assert (out, err.startswith(note), err.count(cure)) == ("", True, 1)
     assert cure in json.loads(program("check", workflow, "--json", code=2)[0])["doubt"]
+    fine = program.folder / "fine.json"
+    fine.write_text(json.dumps(picture()))
+    out, err = program("check", fine)
+    assert "2 nodes would run." in out
+    assert (err.startswith(note), err.count(cure)) == (True, 1)
+    assert cure in json.loads(program("check", fine, "--json")[0])["doubt"]
     for command in ("inputs", "convert"):
         assert program(command, workflow)[1].count(note) == (command == "inputs")
     _, err = program("new", workflow, tmp_path / "made", "-y", code=2)
@@ -335,6 +357,7 @@ def test_the_nodes_of_packs_are_known_once_comfyui_was_started(
     out, err = program("check", workflow, "--refresh")
     assert "Asking ComfyUI for its nodes ..." in err
     assert program("check", workflow) == (out, "")
+    assert "doubt" not in json.loads(program("check", fine, "--json")[0])
     assert list((home / "runs").iterdir()) == []
 
 

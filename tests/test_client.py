@@ -321,7 +321,7 @@ def test_a_connection_that_no_run_takes_up_is_closed(
 
 def test_a_run_that_is_not_forgotten_is_told() -> None:
     with ComfyClient(f"http://127.0.0.1:{free_port()}") as client:
-        client.settle()
+        assert client.settle()
         client.after_run(new_id())
         with pytest.raises(Disconnected):
             client.settle()

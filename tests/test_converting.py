@@ -34,13 +34,15 @@ EDITOR: dict[str, Any] = {
 }
 
 
-def program(folder: Path, *arguments: object, code: int = 0, given: bytes = b"") -> tuple[str, str]:
+def program(
+    folder: Path, *arguments: object, code: int = 0, given: bytes = b"", **variables: str
+) -> tuple[str, str]:
     """Run `comfy-runner convert` where there is no ComfyUI; its two outputs."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("COMFY_RUNNER_")}
     done = subprocess.run(
         [PROGRAM, "convert", *map(str, arguments)],
         cwd=folder,
-        env={**environment, "COMFY_RUNNER_HOME": str(folder / "home")},
+        env={**environment, "COMFY_RUNNER_HOME": str(folder / "home"), **variables},
         input=given,
         capture_output=True,
         timeout=60,
@@ -115,6 +117,22 @@ def test_a_catalog_of_other_nodes_can_be_given(tmp_path: Path, packed: bool) -> 
     info = put(tmp_path, "info", gzip.compress(content) if packed else content)
     out, _ = program(tmp_path, path, "--object-info", info)
     assert json.loads(out)["1"]["inputs"] == {"colour": "red", "tail": 5}
+
+
+def test_what_is_not_known_of_this_machine_casts_no_doubt_on_a_given_catalog(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path, "custom_nodes/pack/__init__.py", b"")
+    fox = {"id": 1, "type": "Fox", "outputs": [{"name": "fur", "type": "IMAGE", "links": [1]}]}
+    path = put(tmp_path, "fox.json", {**EDITOR, "nodes": [fox, EDITOR["nodes"][1]]})
+    classes = catalog().raw["object_info"]
+    given = put(tmp_path, "info", {"SaveImage": classes["SaveImage"]})
+    doubt = "Note: ComfyUI has not been started with pack"
+    variables = {"COMFY_RUNNER_CUSTOM_NODES": str(tmp_path / "custom_nodes")}
+    assert doubt in program(tmp_path, path, code=2, **variables)[1]
+    _, err = program(tmp_path, path, "--object-info", given, code=2, **variables)
+    assert "No node class 'Fox' is installed" in err
+    assert doubt not in err
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"Fox": 3}', gzip.compress(b"{")[:-3]])

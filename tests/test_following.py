@@ -1,14 +1,18 @@
 """How a run is followed in the real ComfyUI when its socket breaks, and what it leaves there."""
 
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 from graphs import node, picture
 
-from comfy_runner.comfyui.client import ComfyClient, Messages
+from comfy_runner.comfyui.client import ComfyClient, Disconnected, Messages
+from comfy_runner.errors import TimedOut
 from comfy_runner.runner import Runner
+from comfy_runner.runs.recording import Memory
 from comfy_runner.runs.results import Output
 from comfy_runner.runs.run import Planned, Progress, Request, Update
 
@@ -92,11 +96,114 @@ def test_a_run_is_cancelled_whether_its_socket_works_or_not(
     assert len(opened) == 2
 
 
-def test_a_run_is_forgotten_before_the_next_one_begins(runner: Runner) -> None:
-    (planned, *_) = run(runner, picture())
-    assert isinstance(planned, Planned)
-    updates = runner.run(Request(document=picture()))
-    next(updates)
+class Caretaker:
+    """Holds what has ComfyUI forget a run, until it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.came, self.may_go = Event(), Event()
+        usual = ComfyClient.forget
+
+        def forget(client: ComfyClient, run_id: str) -> None:
+            self.came.set()
+            assert self.may_go.wait(60)
+            usual(client, run_id)
+
+        monkeypatch.setattr(ComfyClient, "forget", forget)
+
+
+@pytest.fixture
+def caretaker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Caretaker]:
+    held = Caretaker(monkeypatch)
+    yield held
+    held.may_go.set()
+
+
+def test_a_run_is_forgotten_before_the_next_one_begins(
+    runner: Runner, caretaker: Caretaker
+) -> None:
+    (first, *_) = run(runner, picture())
+    assert isinstance(first, Planned)
+    assert caretaker.came.wait(30)
+    planned = Event()
+
+    def second() -> None:
+        with closing(runner.run(Request(document=picture()))) as updates:
+            assert isinstance(next(updates), Planned)
+            planned.set()
+
+    thread = Thread(target=second)
+    thread.start()
+    # Many times what a run needs to be planned.
+    assert not planned.wait(0.5)
     with ComfyClient(runner.process.base_url, runner.process.token) as client:
-        assert client.history(planned.run_id) is None
-    updates.close()
+        assert client.history(first.run_id) is not None
+        caretaker.may_go.set()
+        assert planned.wait(30)
+        assert client.history(first.run_id) is None
+    thread.join(30)
+
+
+def test_a_run_whose_time_is_over_before_the_last_one_is_forgotten_harms_nobody(
+    runner: Runner, caretaker: Caretaker
+) -> None:
+    restarts = runner.restarts
+    run(runner, picture())
+    with pytest.raises(TimedOut, match="before ComfyUI had forgotten the last one"):
+        list(runner.run(Request(document=picture(), timeout=0.3)))
+    caretaker.may_go.set()
+    assert names(run(runner, picture())) == MADE
+    assert runner.restarts == restarts
+
+
+def test_a_comfyui_that_does_not_forget_a_run_is_started_again(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restarts, usual = runner.restarts, ComfyClient.forget
+    updates = runner.run(Request(document=picture()))
+    planned = next(updates)
+    assert isinstance(planned, Planned)
+
+    def forget(client: ComfyClient, run_id: str) -> None:
+        if run_id == planned.run_id:
+            raise Disconnected(f"{run_id} is kept")
+        usual(client, run_id)
+
+    monkeypatch.setattr(ComfyClient, "forget", forget)
+    assert names(updates) == MADE
+    for _ in range(2):
+        assert names(run(runner, picture())) == MADE
+        assert runner.restarts == restarts + 1
+
+
+def test_the_peak_of_memory_counts_from_before_comfyui_has_the_run(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for owner, name in ((Memory, "begin"), (ComfyClient, "submit")):
+        usual = getattr(owner, name)
+
+        def noted(
+            *arguments: Any, usual: Callable[..., Any] = usual, name: str = name, **options: Any
+        ) -> Any:
+            calls.append(name)
+            return usual(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, noted)
+    run(runner, picture())
+    assert calls == ["begin", "submit"]
+
+
+def test_comfyui_has_no_longer_to_take_a_run_than_the_run_has(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+    usual = ComfyClient.submit
+
+    def submit(*arguments: Any, timeout: float, **options: Any) -> None:
+        given.append(timeout)
+        usual(*arguments, timeout=timeout, **options)
+
+    monkeypatch.setattr(ComfyClient, "submit", submit)
+    list(runner.run(Request(document=picture(), timeout=20.0)))
+    (timeout,) = given
+    assert 0 < timeout < 20

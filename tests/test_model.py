@@ -17,6 +17,7 @@ from fakes.file_server import FileServer
 from graphs import WORKFLOWS, bundled, node, picture
 from PIL import Image
 
+from comfy_runner.config import Config
 from comfy_runner.errors import InvalidInput, UnknownModel
 from comfy_runner.runner import Runner
 from comfy_runner.serving import uploads
@@ -109,6 +110,22 @@ def test_weights_are_in_place_before_the_first_prediction(
     Model(DRAWING, runner=runner)
     assert name in runner.store.listing("diffusion_models")
     assert re.search(rf"Fetching \S*{name}", capsys.readouterr().out)
+
+
+def test_weights_of_outputs_that_nobody_chose_are_not_fetched_ahead(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings: list[Config] = []
+
+    def start(_: str | None, config: Config) -> tuple[Runner, None]:
+        settings.append(config)
+        return runner, None
+
+    monkeypatch.setattr("comfy_runner.serving.model.start", start)
+    path = stored(tmp_path, picture())
+    for outputs in ((), ("2",)):
+        Model(path, outputs=outputs, config=Config(preload=("group",)))
+    assert [config.preload for config in settings] == [("group", str(path)), ("group",)]
 
 
 def test_a_model_that_nobody_knows_is_told_at_the_start(runner: Runner, tmp_path: Path) -> None:

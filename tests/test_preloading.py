@@ -243,7 +243,10 @@ def test_what_was_fetched_ahead_counts_in_the_run() -> None:
     counted = Brought(2, 500, seconds=8.0, waited=2.5).counted(finished)
     assert counted.seconds == {"prepare": 0.5, "fetch": 9.0, "run": 2.0}
     assert (counted.fetched_files, counted.fetched_bytes) == (3, 510)
-    assert Brought(waited=0.1).counted(finished) == finished
+    nothing = Brought(seconds=0.5, waited=0.25).counted(finished)
+    assert nothing.seconds == {"prepare": 2.75, "fetch": 1.25, "run": 2.0}
+    assert (nothing.fetched_files, nothing.fetched_bytes) == (1, 10)
+    assert Brought().counted(finished) == finished
 
 
 def test_downloads_are_told_now_and_then_and_each_end_once(

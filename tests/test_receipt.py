@@ -546,6 +546,44 @@ def test_a_receipt_for_metrics_reads_no_file_and_has_the_same_digest(tmp_path: P
     assert short.workflow_digest == full.workflow_digest
 
 
+def test_files_that_a_node_has_removed_meanwhile_cost_a_run_nothing_but_their_sizes(
+    tmp_path: Path,
+) -> None:
+    """Without a receipt the run is noted while it goes on."""
+    inputs, store = tmp_path / "inputs", WeightStore(Config(models=tmp_path / "models"))
+    inputs.mkdir()
+    (tmp_path / "models/loras").mkdir(parents=True)
+    lora = tmp_path / "models/loras/x.safetensors"
+    lora.write_bytes(b"x")
+    document = {
+        "0": node("UNETLoader", unet_name="u.safetensors", weight_dtype="default"),
+        "1": node(
+            "LoraLoaderModelOnly", model=["0", 0], lora_name="x.safetensors", strength_model=1.0
+        ),
+        "2": node("LoadImage", image="photo.png"),
+        "3": node("PreviewAny", source=["1", 0]),
+        "4": node("SaveImage", images=["2", 0], filename_prefix="x"),
+    }
+    listed = {"diffusion_models": ["u.safetensors"], "loras": ["x.safetensors"]}
+    plan = prepare(
+        document,
+        catalog=catalog(),
+        manifest=Manifest(),
+        on_disk=lambda folder, _: listed.get(folder, []),
+        files=["photo.png"],
+    )
+    given_file = saved(tmp_path / "photo.png", "one")
+    staged = InputFolder(inputs, 10**6).stage(plan.files, {"photo.png": given_file}, Event())
+    (inputs / staged["2", "image"]).unlink()
+    lora.unlink()
+    recorder = Recorder("r", Surroundings(), whole=False)
+    recorder.planned(plan, plan.to_submit("r", staged), inputs, store)
+    receipt = recorder.finished({})
+    assert [(file.name, file.size) for file in receipt.files] == [("photo.png", 0)]
+    assert {used.size for used in receipt.weights} == {None}
+    assert receipt_metrics(receipt)["workflow_digest"] == receipt.workflow_digest
+
+
 CIVITAI = "https://civitai.com/api/download/models/7"
 
 

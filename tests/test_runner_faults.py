@@ -15,6 +15,7 @@ import pytest
 from graphs import HERE, node, picture
 from PIL import Image
 
+from comfy_runner.comfyui import saved_catalog
 from comfy_runner.comfyui.client import ComfyClient
 from comfy_runner.comfyui.keeper import Keeper
 from comfy_runner.config import Config
@@ -259,6 +260,28 @@ def stand_in(home: Path, fault: str) -> Config:
     """Settings for what stands in for ComfyUI: at once ready, and good for no run."""
     fake = HERE / "fakes" / "comfyui"
     return replace(Config(), home=home, comfyui=fake, device="cpu", comfyui_args=("--fault", fault))
+
+
+def test_a_catalog_is_saved_for_the_files_that_comfyui_was_started_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"object_info": {"Fox": {"output": ["IMAGE"], "output_node": True}}}
+    monkeypatch.setattr(ComfyClient, "catalog", lambda _: told)
+    config = replace(stand_in(tmp_path / "home", "serve"), custom_nodes=tmp_path / "packs")
+    pack = config.custom_nodes / "pack" / "__init__.py"
+    pack.parent.mkdir(parents=True)
+    pack.write_text("x = 1\n")
+    with Runner(config) as runner:
+        seen = runner._fingerprint()  # noqa: SLF001 - so that it was taken
+        pack.write_text("x = 11\n")
+        assert "Fox" in runner.catalog()
+        assert saved_catalog.load(config) is None
+        assert saved_catalog.load(config, seen) is not None
+        runner.process.stop()
+        with pytest.raises(InvalidWorkflow, match="Owl"):
+            run(runner, {"1": node("Owl")})
+        assert runner.restarts == 1
+        assert saved_catalog.load(config) is not None
 
 
 def test_a_deadline_covers_the_boot_which_goes_on(tmp_path: Path) -> None:

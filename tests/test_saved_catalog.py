@@ -54,9 +54,15 @@ def test_comfyui_is_asked_once(config: Config) -> None:
         asked.append(1)
         return RAW
 
-    assert "Fox" in saved_catalog.of(config, ask)
-    assert "Fox" in saved_catalog.of(config, ask)
+    seen = saved_catalog.fingerprint(config)
+    assert "Fox" in saved_catalog.of(config, ask, seen)
+    assert "Fox" in saved_catalog.of(config, ask, seen)
     assert len(asked) == 1
+    # Of one that runs other files, or nobody knows which, that does not hold.
+    assert "Fox" in saved_catalog.of(config, ask, "other")
+    assert "Fox" in saved_catalog.of(config, ask, "")
+    assert len(asked) == 3
+    assert len(list(config.cache.iterdir())) == 2
 
 
 def test_what_was_told_before_a_pack_was_changed_does_not_hold_after_it(config: Config) -> None:
@@ -244,7 +250,7 @@ def test_a_broken_file_is_made_anew(config: Config, caplog: pytest.LogCaptureFix
         assert saved_catalog.load(config) is None
         assert [record.levelno for record in caplog.records] == [logging.WARNING]
         assert "made anew" in caplog.text
-    assert "Fox" in saved_catalog.of(config, lambda: RAW)
+    assert "Fox" in saved_catalog.of(config, lambda: RAW, saved_catalog.fingerprint(config))
     assert saved_catalog.load(config) is not None
 
 
@@ -260,7 +266,7 @@ def test_a_cache_that_takes_no_file_costs_only_the_saving(
 ) -> None:
     config.home.mkdir()
     config.cache.write_text("a file where the folder should be")
-    assert "Fox" in saved_catalog.of(config, lambda: RAW)
+    assert "Fox" in saved_catalog.of(config, lambda: RAW, saved_catalog.fingerprint(config))
     assert "cannot be saved" in caplog.text
     assert saved_catalog.load(config) is None
     assert config.cache.read_text() == "a file where the folder should be"

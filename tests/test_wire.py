@@ -1,6 +1,7 @@
 """Connections that stay open: to servers whose every byte the test decides."""
 
 import contextlib
+import ctypes
 import json
 import signal
 import socket
@@ -168,6 +169,56 @@ def test_a_wait_for_an_answer_can_be_interrupted() -> None:
             released.set()
     finally:
         signal.signal(signal.SIGUSR2, usual)
+
+
+def test_a_cancel_strikes_while_a_large_request_is_sent() -> None:
+    """Sent by another thread, as Cog's is: it strikes between two bytecodes alone."""
+
+    class Cancelled(BaseException):
+        pass
+
+    struck, released, ended = (threading.Event() for _ in range(3))
+    began = threading.Event()
+
+    def script(connection: socket.socket) -> None:
+        connection.recv(1000)
+        began.set()
+        assert released.wait(30)
+
+    def ask() -> None:
+        with contextlib.suppress(Cancelled):
+            try:
+                asking.ask("POST", "/prompt", 60, b"x" * 50_000_000)
+            except Cancelled:
+                struck.set()
+                raise
+            finally:
+                ended.set()
+
+    with http_server(script) as place, http(place) as asking:
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert began.wait(10)
+        strike = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        assert strike(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Cancelled)) == 1
+        was_in_time = struck.wait(5)
+        released.set()
+        assert ended.wait(30)
+        thread.join(10)
+    assert was_in_time
+
+
+def test_a_server_that_does_not_read_has_only_the_time_for_an_answer() -> None:
+    told = threading.Event()
+
+    def script(connection: socket.socket) -> None:
+        connection.recv(1000)
+        assert told.wait(10)
+
+    with http_server(script) as place, http(place) as asking:
+        with pytest.raises(Disconnected, match="in time"):
+            asking.ask("POST", "/prompt", 0.2, b"x" * 50_000_000)
+        told.set()
 
 
 @contextlib.contextmanager

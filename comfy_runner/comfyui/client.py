@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import threading
+import time
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -128,15 +129,23 @@ class ComfyClient:
         self._ended.put((run_id, forgetting))
         self._forgetting = forgetting
 
-    def settle(self) -> None:
+    def settle(self, timeout: float = READ_TIMEOUT) -> bool:
         """Wait until the last run is forgotten, so that nothing of it meets the next one.
 
-        Raises: `Disconnected` and `MachineError` when ComfyUI did not forget it.
+        Returns whether it was within `timeout` seconds. Raises: `Disconnected` and `MachineError`
+        when ComfyUI did not forget it.
         """
+        limit = time.monotonic() + timeout
         while self._forgetting is not None:
-            with contextlib.suppress(TimeoutError):
-                self._forgetting.result(TICK)
+            left = limit - time.monotonic()
+            try:
+                self._forgetting.result(min(max(left, 0.0), TICK))
+            except TimeoutError:
+                if left <= 0:
+                    return False
+            else:
                 self._forgetting = None
+        return True
 
     def _care(self) -> None:
         """Forget the runs that have ended, and let go of a connection that waits for too long."""
@@ -170,10 +179,12 @@ class ComfyClient:
         extra_data: Mapping[str, Any] | None = None,
         *,
         client_id: str | None = None,
+        timeout: float = SLOW_READ_TIMEOUT,
     ) -> None:
         """Queue the workflow (API format) as prompt `run_id`.
 
         Its messages go to the client of the given name, by default that of the run's own name.
+        ComfyUI has `timeout` seconds for its answer, or `SLOW_READ_TIMEOUT` where that is less.
 
         Raises: `InvalidWorkflow` with every problem that ComfyUI sees. Then nothing is left in the
         queue. `ValueError` when `run_id` is no UUID in lower case.
@@ -186,7 +197,7 @@ class ComfyClient:
             "prompt_id": run_id,
             "extra_data": extra_data or {},
         }
-        answer = self._ask("POST", "/prompt", SLOW_READ_TIMEOUT, body)
+        answer = self._ask("POST", "/prompt", min(timeout, SLOW_READ_TIMEOUT), body)
         if answer.status == http.client.REQUEST_ENTITY_TOO_LARGE:
             what = "It is larger than ComfyUI takes."
             raise InvalidWorkflow([Problem("too_large", what)])

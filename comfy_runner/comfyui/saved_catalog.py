@@ -88,10 +88,13 @@ def offline(config: Config) -> NodeCatalog:
     return catalog if saved is None else catalog.with_classes_of(saved)
 
 
-def load(config: Config) -> NodeCatalog | None:
-    """The catalog that was saved for this very ComfyUI and these custom nodes, if there is one."""
+def load(config: Config, seen: str | None = None) -> NodeCatalog | None:
+    """The catalog that was saved for this very ComfyUI and these custom nodes, if there is one.
+
+    `seen` is the `fingerprint` of other files than those that are there now.
+    """
     try:
-        path = _path(config, fingerprint(config))
+        path = _path(config, fingerprint(config) if seen is None else seen)
         raw = json.loads(gzip.decompress(path.read_bytes()))
     except FileNotFoundError:
         return None
@@ -130,14 +133,18 @@ def read(path: Path) -> NodeCatalog:
     return NodeCatalog({**(raw if "object_info" in raw else {}), "object_info": classes})
 
 
-def save(config: Config, raw: Mapping[str, Any], seen: str = "") -> NodeCatalog:
+def save(config: Config, raw: Mapping[str, Any], seen: str | None = None) -> NodeCatalog:
     """Keep what `ComfyClient.catalog()` gave; a disk that takes no file costs only time later.
 
     `seen` is the `fingerprint` of the files that ComfyUI was started with, where they may be others
-    by now. Odd definitions of custom nodes are made sound.
+    by now; empty where it is not known: then nothing is kept. Odd definitions of custom nodes are
+    made sound.
     """
     raw = {**raw, "object_info": sound(raw["object_info"])}
-    catalog, path = NodeCatalog(raw), _path(config, seen or fingerprint(config))
+    catalog = NodeCatalog(raw)
+    if seen == "":
+        return catalog
+    path = _path(config, fingerprint(config) if seen is None else seen)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".catalog-", dir=path.parent) as folder:
@@ -151,9 +158,13 @@ def save(config: Config, raw: Mapping[str, Any], seen: str = "") -> NodeCatalog:
     return catalog
 
 
-def of(config: Config, ask: Callable[[], Mapping[str, Any]]) -> NodeCatalog:
-    """The saved catalog, or else the one that a running ComfyUI gives, which is then saved."""
-    return load(config) or save(config, ask())
+def of(config: Config, ask: Callable[[], Mapping[str, Any]], seen: str) -> NodeCatalog:
+    """The saved catalog of a running ComfyUI, or else the one that it gives, which is then saved.
+
+    `seen` as for `save`.
+    """
+    saved = load(config, seen) if seen else None
+    return save(config, ask(), seen) if saved is None else saved
 
 
 def _no_catalog(path: Path, what: str) -> InvalidInput:

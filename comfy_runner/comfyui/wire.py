@@ -63,8 +63,8 @@ class Answer:
 class Http:
     """HTTP/1.1 with one server of this machine, over connections that stay open.
 
-    For several threads. Its waits for an answer can be interrupted: an exception that another
-    thread sends strikes within `TICK` seconds. No proxy is asked.
+    For several threads. Its waits can be interrupted: an exception that another thread sends
+    strikes within `TICK` seconds. No proxy is asked.
     """
 
     def __init__(self, place: str, headers: Mapping[str, str]) -> None:
@@ -130,7 +130,7 @@ def _exchange(
 
 
 class PatientSocket(socket.socket):
-    """A socket that waits in slices of `TICK` for what it reads, so that the wait can be ended."""
+    """A socket that waits in slices of `TICK` to read and to write, so that it can be stopped."""
 
     def recv_into(self, *arguments: Any, **options: Any) -> int:
         """As that of every socket."""
@@ -140,6 +140,18 @@ class PatientSocket(socket.socket):
             if limit is not None and time.monotonic() - since >= limit:
                 raise TimeoutError("timed out")
         return super().recv_into(*arguments, **options)
+
+    def sendall(self, content: Any, flags: int = 0) -> None:
+        """As that of every socket with a timeout, which is for all of the content."""
+        limit = self.gettimeout()
+        since = time.monotonic()
+        left = memoryview(content)
+        while left:
+            # A socket with a timeout sends what there is room for.
+            if _is_ready(self, select.POLLOUT, TICK):
+                left = left[super().send(left, flags) :]
+            if left and limit is not None and time.monotonic() - since >= limit:
+                raise TimeoutError("timed out")
 
 
 class Messages:
@@ -306,8 +318,12 @@ def opened(place: str) -> socket.socket:
 
 def readable(connection: socket.socket, timeout: float) -> bool:
     """Whether there is something to read, or an end, within `timeout` seconds."""
+    return _is_ready(connection, select.POLLIN, timeout)
+
+
+def _is_ready(connection: socket.socket, event: int, timeout: float) -> bool:
     poll = select.poll()
-    poll.register(connection, select.POLLIN)
+    poll.register(connection, event)
     return bool(poll.poll(timeout * 1000))
 
 

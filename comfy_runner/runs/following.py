@@ -36,16 +36,19 @@ class Following:
         *,
         stall_timeout: float,
         check_deadline: Callable[[], None],
+        time_left: Callable[[], float],
         told: Callable[[Mapping[str, Any]], None],
     ) -> None:
         """`stall_timeout` is in seconds, `check_deadline` raises when the time for the run is over,
-        `told` is called with each message, those of other runs included."""
+        until which there are `time_left()` seconds. `told` is called with each message, those of
+        other runs included."""
         self.execution = execution
         self._process = process
         self._client = client
         self._id = execution.run_id
         self._stall_timeout = stall_timeout
         self._check_deadline = check_deadline
+        self._time_left = time_left
         self._told = told
         self._is_given = False
         """Whether ComfyUI may know of the run."""
@@ -124,7 +127,12 @@ class Following:
 
     def _submit(self, workflow: Workflow, client_id: str) -> None:
         try:
-            self._client.submit(workflow.to_json(), self._id, client_id=client_id)
+            self._client.submit(
+                workflow.to_json(),
+                self._id,
+                client_id=client_id,
+                timeout=max(self._time_left(), TICK),
+            )
         except CallerError:
             # Also what is refused may run, as far as ComfyUI finds it right: `end` stops it.
             self._accepted = True

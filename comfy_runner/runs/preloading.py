@@ -73,13 +73,12 @@ class Brought:
     def counted(self, finished: Finished) -> Finished:
         """The end of the run that it was fetched for, with it.
 
-        Its seconds count as those of the phase `fetch`, though ComfyUI started meanwhile.
+        Its seconds count as those of the phase `fetch`, though ComfyUI started meanwhile; where no
+        file came, those that the run waited.
         """
-        if not self.files:
-            return finished
         seconds = dict(finished.seconds)
         seconds["prepare"] -= self.waited
-        seconds["fetch"] += self.seconds
+        seconds["fetch"] += self.seconds if self.files else self.waited
         return replace(
             finished,
             seconds=seconds,

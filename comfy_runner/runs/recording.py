@@ -76,7 +76,8 @@ class Recorder:
     ) -> None:
         """Take down what is going to run, once everything is in place.
 
-        For a receipt that is not whole it may have begun: nothing of the files is read but sizes.
+        For a receipt that is not whole it may have begun: nothing of the files is read but sizes,
+        and one that a node has removed by then has none: 0 for a file, None for a weight.
 
         `workflow` is the graph to submit, `inputs` ComfyUI's input folder with the files in it,
         `fetched` the bytes of weights that were fetched.
@@ -97,6 +98,9 @@ class Recorder:
         self._seeds = dict(plan.seeds)
         self._options["previews"] = bool(self._options.get("previews") or plan.chosen)
         self._digest = workflow_digest(self._workflow, self._files)
+
+    def begin(self) -> None:
+        """Count ComfyUI's memory from now on; for right before it is given the run."""
         self._memory.begin()
 
     def event(self, message: Mapping[str, Any]) -> None:
@@ -163,7 +167,7 @@ class Recorder:
             # What came from a URL has a name only in the input folder, with a part of its hash.
             name = STAGED_HASH.sub("", path.name) if is_url[source] else source
             shown = self._clean(source) if is_url[source] else ""
-            size = path.stat().st_size
+            size = _size(path) or 0
             sha256 = sha256_of(path) if self._whole else STAGED_HASH.findall(path.name)[-1]
             yield UsedFile(self._clean(name), sha256, size, shown, tuple(found))
             if shown not in ("", source):
@@ -194,7 +198,7 @@ class Recorder:
             sha256, size = (known.id, known.size) if known else (None, None)
             if known is None:
                 there = store.folders.find(Weight(name=name, folders=(folder,), urls=()), folder)
-                size = there.stat().st_size if there else None
+                size = _size(there) if there else None
             source = source or self._clean(sources.get(known.id, "") if known else "")  # noqa: PLW2901
             yield UsedWeight(folder, name, sha256, size, source, tuple(places))
 
@@ -283,6 +287,14 @@ def leading_to_secrets(nodes: Mapping[str, Any], weights: Collection[str]) -> se
                     found.add(node_id)
                     ahead += values
     return found
+
+
+def _size(path: Path) -> int | None:
+    """Bytes; None for a file that is gone."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _inside(value: Any, within: Iterable[str | int]) -> Any:

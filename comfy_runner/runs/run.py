@@ -191,10 +191,12 @@ class Run:
             Execution(self.id, workflow),
             stall_timeout=machine.stall_timeout,
             check_deadline=functools.partial(self._check_deadline, "while it ran"),
+            time_left=self._time_left,
             told=recorder.event,
         )
         # Else it is done while ComfyUI works.
         begun = None if request.receipt else note
+        recorder.begin()
         for event in following.events(workflow, begun):
             match event:
                 case Progress():
@@ -342,16 +344,19 @@ class Run:
         """Put the files in place, within the deadline even where a server keeps silent."""
         if not any(need.is_url for need in plan.files):
             return self._machine.inputs.stage(plan.files, laid, self._cancelled)
-        left = self._timeout - (time.monotonic() - self._started)
-        with alarm(self._cancelled, left):
+        with alarm(self._cancelled, self._time_left()):
             try:
                 return self._machine.inputs.stage(plan.files, laid, self._cancelled)
             except Cancelled:
                 self._check_deadline("while its files were fetched")
                 raise
 
+    def _time_left(self) -> float:
+        """Seconds until the deadline; negative after it."""
+        return self._timeout - (time.monotonic() - self._started)
+
     def _check_deadline(self, when: str) -> None:
-        if time.monotonic() - self._started > self._timeout:
+        if self._time_left() < 0:
             raise TimedOut(
                 f"The run took longer than its {self._timeout:g} s {when}; it was stopped."
             )

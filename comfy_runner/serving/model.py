@@ -58,7 +58,9 @@ class Model:
         is_own = runner is None
         if runner is None:
             config = config or Config.from_environment()
-            if fetch:  # while ComfyUI boots; what goes wrong is told by the fetch below
+            # While ComfyUI boots; what goes wrong is told by the fetch below. It does not know of
+            # the chosen outputs, and would fetch what only the others need.
+            if fetch and not self._outputs:
                 config = replace(config, preload=(*config.preload, str(document)))
             runner, self._trained = start(weights, config)
             if self._trained is not None and self._trained.workflow is not None:
