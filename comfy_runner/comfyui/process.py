@@ -308,10 +308,10 @@ class ComfyProcess:
                 if now > deadline:
                     calls = child.stack("<module>") if self.alive else ()
                     self.stop()
-                    what = f"ComfyUI did not answer within {timeout:.0f} s."
                     if self._cut_short and not self._has_been_ready(child):
                         self._plain = True
-                        what += " Its next start is not shortened."
+                        log.warning("ComfyUI's next start will not be shortened.")
+                    what = f"ComfyUI did not answer within {timeout:.0f} s."
                     self._fail(child, what, calls)
                 if now > until:
                     return False
