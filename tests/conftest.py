@@ -55,6 +55,8 @@ def comfyui_tree() -> Path:
 def comfy_config(comfyui_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """Settings for a ComfyUI on the CPU with no models and the test nodes only."""
     home = tmp_path_factory.mktemp("home")
+    # ComfyUI cannot list a folder that it has seen and that is gone: this one stays.
+    (home / "models" / "upscale_models").mkdir(parents=True)
     return replace(
         Config.from_environment(),
         home=home,

@@ -605,7 +605,6 @@ class Evil:
 def test_a_pickled_model_runs_nothing(runner: Runner, neighbour: Path) -> None:
     """The owner's own folder may hold such files; a caller's address may not lead to one."""
     folder = runner.config.models / "upscale_models"
-    folder.mkdir(exist_ok=True)
     model = folder / "evil.pth"
     model.write_bytes(pickle.dumps(Evil(neighbour / "owned")))
     document = {
@@ -618,7 +617,7 @@ def test_a_pickled_model_runs_nothing(runner: Runner, neighbour: Path) -> None:
         with pytest.raises(RunError, match=r"node 1 .*UnpicklingError"):
             attempt(runner, document)
     finally:
-        model.unlink()  # not the folder: ComfyUI cannot list one that it has seen and that is gone
+        model.unlink()
     assert not (neighbour / "owned").exists()
 
 

@@ -383,7 +383,7 @@ def test_a_cancel_does_not_wait_for_a_silent_server(served: Served) -> None:
 def test_a_model_on_another_cog_does_not_start(tmp_path: Path) -> None:
     shutil.copytree(PROJECT / ".cog", tmp_path / ".cog")
     text = (PROJECT / "predict.py").read_text("utf-8")
-    line = "        self.runner, self.trained = start(weights)\n"
+    line = "        self.runner, self.trained = serving.start(weights)\n"
     assert line in text
     changed = text.replace(line, f"        del cog.types.URLPath.convert\n{line}")
     (tmp_path / "predict.py").write_text(changed, "utf-8")
