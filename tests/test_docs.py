@@ -49,6 +49,7 @@ ALLOWED = {
     "a cluster": {"kubectl"},
     "sets up the environment that the tests run in": {"script/demo"},
     "runs these very tests": {"script/test"},
+    "minutes": {".venv/bin/python"},
 }
 """What a block may need so that it is not run, and the programs that this excuses."""
 
