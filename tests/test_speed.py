@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from comfy_runner.comfyui import speed
+from comfy_runner.comfyui import speed, tuning
 
 TUNED = """
 import json, sys
@@ -49,10 +49,10 @@ def test_what_is_compiled_is_kept_in_the_cache(tmp_path: Path) -> None:
         "TORCHINDUCTOR_CACHE_DIR": f"{tmp_path}/torchinductor",
         "TRITON_CACHE_DIR": f"{tmp_path}/triton",
     }
-    assert folders.items() <= speed.variables(tmp_path, ()).items()
-    assert speed.VARIABLE not in speed.variables(tmp_path, ())
+    assert folders.items() <= tuning.variables(tmp_path, ()).items()
+    assert speed.VARIABLE not in tuning.variables(tmp_path, ())
     settings = ("tf32", "matmul=high")
-    assert speed.variables(tmp_path, settings)[speed.VARIABLE] == "tf32,matmul=high"
+    assert tuning.variables(tmp_path, settings)[speed.VARIABLE] == "tf32,matmul=high"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_what_is_compiled_is_kept_in_the_cache(tmp_path: Path) -> None:
 def test_there_are_no_more_threads_than_cores_that_can_be_used(
     cores: int, quota: float | None, count: int
 ) -> None:
-    assert speed.threads(cores, quota) == count
+    assert tuning.threads(cores, quota) == count
 
 
 SYSTEMS: dict[str, tuple[dict[str, str], float | None]] = {
@@ -114,7 +114,7 @@ def test_a_container_s_share_is_known(tmp_path: Path, system: str) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert speed.quota(tmp_path) == expected
+    assert tuning.quota(tmp_path) == expected
 
 
 def test_threads_are_only_set_where_torch_would_take_more(
@@ -126,9 +126,9 @@ def test_threads_are_only_set_where_torch_would_take_more(
     limit.parent.mkdir(parents=True)
 
     def told(cores: int, quota: str) -> str | None:
-        monkeypatch.setattr(speed, "usable_cores", lambda: cores)
+        monkeypatch.setattr(tuning, "usable_cores", lambda: cores)
         limit.write_text(quota)
-        return speed.variables(tmp_path, (), tmp_path).get("OMP_NUM_THREADS")
+        return tuning.variables(tmp_path, (), tmp_path).get("OMP_NUM_THREADS")
 
     assert told(16, "max 100000") is None
     assert told(16, "400000 100000") == "4"

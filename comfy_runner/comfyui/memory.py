@@ -1,7 +1,8 @@
 """How much memory a process holds and how much there is, as Linux tells in /proc and /sys."""
 
-from collections.abc import Iterator
 from pathlib import Path
+
+from comfy_runner.comfyui.cgroups import groups, text
 
 ROOT = Path("/")
 KIB = 1024
@@ -36,19 +37,19 @@ def available(root: Path = ROOT) -> int | None:
                 limits.append(int(value.split()[0]) * KIB)
     except OSError:
         return None
-    for folder in _groups(root):
+    for folder in groups(root, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
-            text = _text(folder / name).strip()
-            if text.isdecimal():  # or "max"
-                limits.append(int(text))
+            limit = text(folder / name).strip()
+            if limit.isdecimal():  # or "max"
+                limits.append(int(limit))
     return min(limits, default=None)
 
 
 def kills(root: Path = ROOT) -> int:
     """How many processes of our container the kernel has killed for lack of memory so far."""
-    for folder in _groups(root):
+    for folder in groups(root, "memory"):
         for name in ("memory.events", "memory.oom_control"):
-            for line in _text(folder / name).splitlines():
+            for line in text(folder / name).splitlines():
                 match line.split():
                     case ["oom_kill", count]:
                         return int(count)
@@ -58,28 +59,3 @@ def kills(root: Path = ROOT) -> int:
 def figure(size: int) -> str:
     """Bytes for people: `3.2 GiB`."""
     return f"{size / GIB:.1f} GiB"
-
-
-def _groups(root: Path) -> Iterator[Path]:
-    """Folders of the control groups that this process is in, its own before those around it.
-
-    Version 2 has one tree, version 1 one for memory; see cgroups(7). A container often sees its
-    own group as the top, while /proc names the place that it has outside.
-    """
-    for line in _text(root / "proc" / "self" / "cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        top = root / "sys" / "fs" / "cgroup" / ("memory" if controllers else "")
-        folder = top / path.lstrip("/")
-        while folder != top:
-            yield folder
-            folder = folder.parent
-        yield top
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

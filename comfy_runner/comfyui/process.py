@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from comfy_runner.comfyui import arguments, forking, lazy, memory, speed
+from comfy_runner.comfyui import arguments, forking, lazy, memory, speed, tuning
 from comfy_runner.comfyui.child import Child, Guarded
 from comfy_runner.comfyui.device import choose_device
 from comfy_runner.comfyui.forking import Forked
@@ -71,7 +71,7 @@ def comfyui_environment(
     config: Config, environment: Mapping[str, str], *, is_lazy: bool
 ) -> dict[str, str]:
     """All variables of a ComfyUI that boots lazily or not, made of our `environment`."""
-    ours = dict(speed.variables(config.cache, config.torch))
+    ours = dict(tuning.variables(config.cache, config.torch))
     if is_lazy:
         ours[lazy.VARIABLE] = "1"
     return {**ours, **child_environment(environment, hub=config.hub_at_run_time)}
@@ -82,7 +82,7 @@ def early_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
     The others are read later, if at all, and need not be the same for all.
     """
-    later = (*speed.CACHES, speed.VARIABLE)
+    later = (*tuning.CACHES, speed.VARIABLE)
     return {name: value for name, value in environment.items() if name not in later}
 
 
