@@ -223,7 +223,7 @@ def test_stop_ends_the_wait_of_another_thread(faulty: ComfyProcess) -> None:
 def test_answer_of_another_server_is_not_taken_for_ours(faulty: ComfyProcess) -> None:
     faulty.start()
     with pytest.raises(StartFailed, match=r"did not answer(.|\n)*asked for /comfy_runner/health"):
-        faulty.wait_ready(1.5)
+        faulty.wait_ready(6)
 
 
 @pytest.mark.parametrize("faulty", ["port_taken"], indirect=True)
